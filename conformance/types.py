@@ -12,7 +12,7 @@ from typing import Any, Literal
 Direction = Literal["forward", "backward"]
 Level = Literal["smoke", "standard", "exhaustive"]
 Status = Literal[
-    "pass", "fail", "refused", "not_supported", "error", "crash", "timeout", "xfail", "xpass"
+    "pass", "fail", "refused", "not_supported", "error", "crash", "timeout", "xfail", "xpass", "skip"
 ]
 LEVELS: tuple[Level, ...] = ("smoke", "standard", "exhaustive")
 
@@ -69,6 +69,36 @@ class Observation:
     receipt: dict[str, Any] = field(default_factory=dict)
     memory_faults: list[str] = field(default_factory=list)
     repeats: list[dict[str, Any]] = field(default_factory=list)
+    printed: str = ""
+
+
+@dataclass(frozen=True)
+class CandidateSignature:
+    """What a candidate takes and states about itself, found without running it: what `cases_for` needs to know.
+
+    `inputs` and `options` are the mechanism's names that the function takes (after aliases); `not_taken` maps every
+    other name to the reason. `outputs` are the mechanism's outputs that it returns (None: known only after a call,
+    the first output at least). `required` are optional inputs without which the function cannot be called.
+    """
+
+    name: str
+    mechanism: str
+    inputs: frozenset[str]
+    options: frozenset[str]
+    not_taken: Mapping[str, str]
+    dtypes: tuple[str, ...]
+    devices: tuple[str, ...]
+    framework: str
+    declares: Mapping[str, Any]
+    outputs: tuple[str, ...] | None
+    differentiable: tuple[str, ...]
+    required: frozenset[str] = frozenset()
+    rounding: str | None = None
+    form: str | None = None
+    layout: str = ""
+    source: str = ""
+    version: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -118,3 +148,5 @@ class Report:
     seconds: float = 0.0
     exit_code: int = 2
     summary: str = ""
+    problems: list[str] = field(default_factory=list)
+    """What makes the run fail beside its cases: entries of skip and xfail lists that do not hold."""

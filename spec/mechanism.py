@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from attnspec.spec.language import (
     EXACT,
     Arithmetic,
@@ -62,7 +64,7 @@ class Constraint:
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Mechanism:
     """One attention mechanism as its file states it."""
 
@@ -79,6 +81,7 @@ class Mechanism:
     default_rounding: str
     constraints: tuple[Constraint, ...]
     otherwise: Mapping[str, Node]
+    usual: tuple[str, ...]
     invariants: tuple[Mapping[str, Any], ...]
     identities: tuple[Mapping[str, Any], ...]
     claims: tuple[Mapping[str, Any], ...]
@@ -86,6 +89,9 @@ class Mechanism:
     equivalent_mutants: tuple[Mapping[str, Any], ...]
     cost: Mapping[str, str]
     path: Path
+
+    def __repr__(self) -> str:
+        return f"<Mechanism {self.name}>"
 
     @property
     def sizes(self) -> Mapping[str, SizeDecl]:
@@ -213,8 +219,13 @@ class Mechanism:
             raise SpecError(f"method must be 'equations' or 'autograd', got {method!r}", file=self.name)
         if self.gradient is None:
             raise SpecError("this mechanism states no backward equations; use method='autograd'", file=self.name)
-        program, arguments, outputs = self.gradient_call(inputs, cotangents, names)
         sizes, resolved = self.resolve(inputs, options)
+        program, arguments, outputs = self.gradient_call(inputs, cotangents, names)
+        for name, decl in program.declarations.inputs.items():
+            if decl.role == "cotangent" and not decl.optional and name not in arguments:
+                axes = (*decl.batch, *decl.axes)
+                lengths = [static_value(self.indices[axis], sizes=sizes, options=resolved) for axis in axes]
+                arguments[name] = np.zeros([int(length or 0) for length in lengths])
         got = evaluate(
             program, arguments, resolved, sizes=sizes, outputs=outputs, rows=rows, arithmetic=arithmetic
         )
@@ -408,6 +419,7 @@ def _build(raw: Mapping[str, Any], path: Path) -> Mechanism:
         otherwise={
             name: expression(entry["otherwise"]) for name, entry in raw["sizes"].items() if "otherwise" in entry
         },
+        usual=tuple(raw.get("usual", ())),
         invariants=tuple(raw.get("invariant", [])),
         identities=tuple(raw.get("identity", [])),
         claims=tuple(raw.get("claim", [])),

@@ -1,0 +1,176 @@
+"""JAX's Splash attention for TPUs, `jax.experimental.pallas.ops.tpu.splash_attention`, in Pallas's interpret mode.
+
+The kernel knows no batch and no scale: the adapter calls it per batch entry (one mask, one row of segment ids each) and
+multiplies Q beforehand. It works in tiles of 128, so lengths are padded to a multiple of 128 with keys that the mask
+removes and with queries that are cut off again. A query that may attend to nothing is undefined by the kernel's
+documentation and refused here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from attnspec.conformance.adapters._library import MECHANISM, library, versions
+from attnspec.conformance.candidate import candidate
+from attnspec.conformance.types import Unsupported
+
+TILE = 128
+PADDING = -1
+PACKAGE = "jax.experimental.pallas.ops.tpu.splash_attention"
+
+
+def _scaled(jnp: Any, Q: Any, scale: float) -> Any:
+    """Q times the scale: in Q's dtype where that is exact (a power of two), in float32 otherwise, which the kernel takes."""
+    exact = scale != 0 and math.frexp(scale)[0] in (0.5, -0.5) and abs(math.log2(abs(scale))) < 8
+    return Q * jnp.asarray(scale, Q.dtype) if exact else Q.astype(jnp.float32) * jnp.float32(scale)
+
+
+def _to_tiles(jnp: Any, array: Any) -> Any:
+    return jnp.pad(array, ((0, 0), (0, 0), (0, -array.shape[2] % TILE), (0, 0)))
+
+
+def _segments(q_segment: Any, kv_segment: Any, *, positional: Any) -> tuple[Any, Any] | None:
+    if q_segment is None:
+        return None
+    q_ids, kv_ids = np.asarray(q_segment, np.int32), np.asarray(kv_segment, np.int32)
+    if (q_ids < 0).any():
+        raise Unsupported("the kernel has no id for padding queries")
+    if positional and not np.array_equal(q_ids, kv_ids):
+        raise Unsupported("the kernel counts positions over the whole row, so queries and keys must be packed alike")
+    return q_ids, kv_ids
+
+
+def _padded_ids(segments: tuple[Any, Any], b: int) -> tuple[Any, Any]:
+    """Ids of the padded row: padding keys have an id of their own, padding queries see the padding or the last key."""
+    q_ids, kv_ids = segments[0][b], segments[1][b]
+    keys = np.pad(kv_ids, (0, -kv_ids.size % TILE), constant_values=PADDING)
+    return np.pad(q_ids, (0, -q_ids.size % TILE), constant_values=keys[-1]), keys
+
+
+class _Pattern:
+    """The positional rules of a case, as the library's mask objects and as a dense array."""
+
+    def __init__(
+        self, N: int, M: int, offset: int, causal: bool, window: tuple[int | None, int | None], chunk: int | None
+    ) -> None:
+        self.N, self.M, self.offset, self.causal, self.window, self.chunk = N, M, offset, causal, window, chunk
+        self.shape = (N + -N % TILE, M + -M % TILE)
+        if chunk is not None and (not causal or offset):
+            raise Unsupported("ChunkedCausalMask is causal and aligned at the start")
+
+    def rules(self) -> list[Any]:
+        masks = library(f"{PACKAGE}.splash_attention_mask", "jax")
+        found: list[Any] = []
+        if self.chunk is not None:
+            found.append(masks.ChunkedCausalMask(self.shape, chunk_size=self.chunk))
+        elif self.causal:
+            found.append(masks.CausalMask(self.shape, offset=self.offset))
+        if self.window != (None, None):
+            found.append(masks.LocalMask(self.shape, window_size=self.window, offset=self.offset))
+        return found
+
+    def masks(self, heads: int, mask: Any) -> Any:
+        """One mask per head. Padding keys are removed from real rows; padding rows see everything that is allowed."""
+        masks = library(f"{PACKAGE}.splash_attention_mask", "jax")
+        result = []
+        for h in range(heads):
+            parts = self.rules()
+            row = None if mask is None else mask[h if mask.shape[0] > 1 else 0]
+            if row is not None or self.shape != (self.N, self.M):
+                parts = [self._dense(parts, row)]
+            whole = parts[0] if parts else masks.FullMask(self.shape)
+            for part in parts[1:]:
+                whole = whole & part
+            result.append(whole)
+        return masks.MultiHeadMask(result)
+
+    def _dense(self, parts: list[Any], mask: Any) -> Any:
+        masks = library(f"{PACKAGE}.splash_attention_mask", "jax")
+        dense = np.ones(self.shape, bool)
+        everything = (slice(0, self.shape[0]), slice(0, self.shape[1]))
+        for part in parts:
+            dense &= part[everything]
+        dense[: self.N, self.M :] = False
+        dense[self.N :] = True
+        if mask is not None:
+            dense[: self.N, : self.M] &= np.broadcast_to(mask, (self.N, self.M))
+        return masks.NumpyMask(dense)
+
+    def refuse_empty_rows(self, mask: Any, segments: tuple[Any, Any] | None) -> None:
+        keep = np.ones((1, 1, self.N, self.M), bool)
+        for part in self.rules():
+            keep &= part[slice(0, self.N), slice(0, self.M)]
+        if mask is not None:
+            keep = keep & np.asarray(mask)
+        if segments is not None:
+            keep = keep & (segments[0][:, None, :, None] == segments[1][:, None, None, :])
+        if not keep.any(-1).all():
+            raise Unsupported("the kernel is undefined for a query that may attend to nothing")
+
+
+@candidate(
+    mechanism=MECHANISM,
+    framework="jax",
+    dtypes=("fp32", "fp16", "bf16"),
+    devices=("cpu",),
+    differentiable=("Q", "K", "V", "sink"),
+    output_dtypes={"LSE": "fp32"},
+    short_name="jax-splash",
+    version=versions("jax", "jaxlib"),
+)
+def jax_splash(
+    Q: Any,
+    K: Any,
+    V: Any,
+    *,
+    mask: Any = None,
+    sink: Any = None,
+    q_segment: Any = None,
+    kv_segment: Any = None,
+    causal: bool = False,
+    causal_alignment: str = "bottom_right",
+    window_left: int | None = None,
+    window_right: int | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    chunk: int | None = None,
+) -> Any:
+    """The Splash kernel, interpreted. O and LSE; under differentiation O alone, as the kernel demands."""
+    jax = library("jax", "jax")
+    jnp = library("jax.numpy", "jax")
+    kernel = library(f"{PACKAGE}.splash_attention_kernel", "jax")
+    (B, H, N, D), (Hk, M) = Q.shape, K.shape[1:3]
+    if not B or not N or not M:
+        raise Unsupported("Pallas has no grid for an empty axis")
+    positional = causal or chunk is not None or window_left is not None or window_right is not None
+    segments = _segments(q_segment, kv_segment, positional=positional)
+    offset = M - N if causal_alignment == "bottom_right" and segments is None else 0
+    pattern = _Pattern(N, M, offset, causal, (window_left, window_right), chunk)
+    pattern.refuse_empty_rows(mask, segments)
+    differentiated = any(isinstance(array, jax.core.Tracer) for array in (Q, K, V, sink))
+    make = kernel.make_splash_mqa if Hk == 1 else kernel.make_splash_mha
+    calls = [
+        make(
+            mask=pattern.masks(H, entry),
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=True,
+            save_residuals=not differentiated,
+            attn_logits_soft_cap=softcap,
+        )
+        for entry in ([None] if mask is None else np.asarray(mask))
+    ]
+    scaled = _scaled(jnp, Q, D**-0.5 if scale is None else scale)
+    queries, keys, values = (_to_tiles(jnp, array) for array in (scaled, K, V))
+    results = []
+    for b in range(B):
+        ids = None if segments is None else kernel.SegmentIds(*map(jnp.asarray, _padded_ids(segments, b)))
+        key, value = (array[b, 0] if Hk == 1 else array[b] for array in (keys, values))
+        results.append(calls[b if len(calls) > 1 else 0](queries[b], key, value, ids, sink))
+    if differentiated:
+        return jnp.stack([O[:, :N] for O in results]).astype(Q.dtype)
+    outputs = jnp.stack([O[:, :N] for O, _ in results]).astype(Q.dtype)
+    return outputs, jnp.stack([lse[:, :N] for _, (lse,) in results])

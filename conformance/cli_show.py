@@ -1,0 +1,109 @@
+"""`attnspec list` and `attnspec show`: what the suite knows, as text, LaTeX or JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from attnspec.conformance.api import CannotJudge
+from attnspec.spec import Mechanism, load, mechanisms
+
+
+def list_mechanisms(arguments: argparse.Namespace) -> int:
+    """Print the mechanisms, one a line, or as a JSON array."""
+    found = [load(name) for name in mechanisms()]
+    if arguments.family is not None:
+        families = sorted({mechanism.family for mechanism in found})
+        found = [mechanism for mechanism in found if mechanism.family == arguments.family]
+        if not found:
+            raise CannotJudge(f"unknown family {arguments.family!r}; known: {', '.join(families)}")
+    if arguments.json:
+        print(json.dumps([_entry(mechanism) for mechanism in found], indent=1))
+        return 0
+    name_width = max(len(mechanism.name) for mechanism in found)
+    family_width = max(len(mechanism.family) for mechanism in found)
+    for mechanism in found:
+        print(f"{mechanism.name:<{name_width}}  {mechanism.family:<{family_width}}  {mechanism.summary}")
+    return 0
+
+
+def _entry(mechanism: Mechanism) -> dict[str, Any]:
+    return {
+        "name": mechanism.name,
+        "family": mechanism.family,
+        "summary": mechanism.summary,
+        "paper": dict(mechanism.paper),
+        "inputs": list(mechanism.inputs),
+        "options": list(mechanism.options),
+        "outputs": list(mechanism.outputs),
+        "gradients": list(mechanism.differentiable) if mechanism.gradient is not None else [],
+    }
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Print one mechanism's equations."""
+    mechanism = load(arguments.name)
+    if arguments.format == "json":
+        from attnspec.spec.language import to_json
+
+        tree: dict[str, Any] = {"name": mechanism.name, "program": to_json(mechanism.program)}
+        if mechanism.gradient is not None:
+            tree["gradient"] = to_json(mechanism.gradient)
+        print(json.dumps(tree, indent=1))
+    elif arguments.format == "latex":
+        from attnspec.spec.language import to_latex
+
+        print("\n".join(to_latex(mechanism.program)))
+        if mechanism.gradient is not None:
+            print("\n% backward")
+            print("\n".join(to_latex(mechanism.gradient)))
+    else:
+        print(_text(mechanism))
+    return 0
+
+
+def _text(mechanism: Mechanism) -> str:
+    paper = mechanism.paper
+    source = ", ".join(str(paper[key]) for key in ("title", "year") if paper.get(key))
+    lines = [f"{mechanism.name} ({mechanism.family})", f"  {mechanism.summary}", f"  {source}"]
+    if paper.get("arxiv"):
+        lines[-1] += f", arXiv:{paper['arxiv']}"
+    lines += ["", "Inputs"]
+    for name, decl in mechanism.inputs.items():
+        shape = ",".join((*decl.batch, *decl.axes))
+        kind = "" if decl.kind == "real" else f" {decl.kind}"
+        optional = " optional" if decl.optional else ""
+        lines.append(_item(f"{name}[{shape}]", f"{decl.doc}{_aside(kind + optional)}"))
+    if mechanism.options:
+        lines += ["", "Options"]
+        for name, option in mechanism.options.items():
+            lines.append(_item(f"{name} = {_default(option)}", option.doc))
+    lines += ["", "Outputs"]
+    for name, output in mechanism.outputs.items():
+        shape = ",".join((*mechanism.batch, *output.axes))
+        lines.append(_item(f"{name}[{shape}]", output.doc))
+    lines += ["", "Equations", *_indented(mechanism.program.text)]
+    if mechanism.gradient is not None:
+        lines += ["", "Backward", *_indented(mechanism.gradient.text)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _default(option: Any) -> str:
+    if option.formula is not None:
+        from attnspec.spec.language import unparse
+
+        return str(unparse(option.formula))
+    return "none" if option.default is None else str(option.default)
+
+
+def _item(head: str, doc: str) -> str:
+    return f"  {head:<28} {doc}"
+
+
+def _aside(text: str) -> str:
+    return f" ({', '.join(text.split())})" if text.strip() else ""
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  {line}" for line in text.strip().splitlines()]

@@ -1,0 +1,182 @@
+"""What exists for each mechanism, computed from the files and never typed.
+
+A row says whether a mechanism has its equations, backward equations, a reference (forward, backward), a Triton
+implementation (forward, backward), how many invariants, identities and claims its file states, and how many mutants the
+last recorded run killed. The README's table and `attnspec coverage` print it. Nothing optional is imported: reference and
+implementations are read as source text.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import attnspec.conformance
+import attnspec.impls
+import attnspec.reference
+from attnspec.spec import Mechanism, load, mechanisms
+from attnspec.spec.papers import papers
+
+
+@dataclass(frozen=True)
+class Row:
+    """One mechanism. Mutants are None where no run is recorded."""
+
+    name: str
+    family: str
+    spec: bool
+    gradient: bool = False
+    reference: bool = False
+    reference_backward: bool = False
+    triton: bool = False
+    triton_backward: bool = False
+    invariants: int = 0
+    identities: int = 0
+    claims: int = 0
+    mutants_killed: int | None = None
+    mutants: int | None = None
+    papers: int = 0
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The account of the papers: those whose mechanism is here, those still planned, those without an equation."""
+
+    papers: int
+    papers_done: int
+    papers_planned: int
+    papers_without: int
+    mechanisms: int
+
+
+def rows(*, planned: bool = False) -> list[Row]:
+    """The rows of all mechanisms, with `planned` also of those that papers lead to and that have no file yet."""
+    known = mechanisms()
+    read_by = dict.fromkeys(known, 0)
+    waiting: dict[str, list[str]] = {}
+    for paper in papers():
+        if paper.mechanism in read_by:
+            read_by[paper.mechanism] += 1
+        elif paper.mechanism is not None:
+            waiting.setdefault(paper.mechanism, []).append(paper.family or "")
+    found = [_row(load(name), read_by[name]) for name in known]
+    if planned:
+        found += [
+            Row(name, families[0], spec=False, papers=len(families)) for name, families in sorted(waiting.items())
+        ]
+    return found
+
+
+def totals() -> Totals:
+    """The papers by status."""
+    known = frozenset(mechanisms())
+    states = [paper.status(known) for paper in papers()]
+    return Totals(len(states), states.count("done"), states.count("planned"), states.count("none"), len(known))
+
+
+def document(*, planned: bool = False) -> dict[str, Any]:
+    """Rows and totals, ready for JSON."""
+    return {
+        "format": "attnspec.coverage",
+        "version": 1,
+        "totals": asdict(totals()),
+        "mechanisms": [asdict(row) for row in rows(planned=planned)],
+    }
+
+
+def table(*, planned: bool = False) -> str:
+    """The rows as a Markdown table, as it stands in the README, and a sentence on the papers."""
+    account = totals()
+    lines = [
+        "| mechanism | family | equations | reference | Triton | invariants | identities | claims | mutants killed |",
+        "|---|---|---|---|---|---:|---:|---:|---:|",
+    ]
+    for row in rows(planned=planned):
+        killed = "" if row.mutants is None else f"{row.mutants_killed} of {row.mutants}"
+        cells = [
+            row.name, row.family, _ways(row.spec, row.gradient), _ways(row.reference, row.reference_backward),
+            _ways(row.triton, row.triton_backward), row.invariants, row.identities, row.claims, killed,
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    lines += [
+        "",
+        f"{account.papers} papers: {account.papers_done} done, {account.papers_planned} planned, "
+        f"{account.papers_without} without an equation of their own.",
+    ]
+    return "\n".join(lines)
+
+
+def _ways(forward: bool, backward: bool) -> str:
+    return "forward, backward" if forward and backward else "forward" if forward else "backward" if backward else ""
+
+
+def _row(mechanism: Mechanism, read_by: int) -> Row:
+    functions = _functions(_folder(attnspec.reference) / f"{mechanism.name}.py")
+    kernels = dict(_implementations(mechanism.name))
+    recorded = mutation_result(mechanism.name)
+    return Row(
+        name=mechanism.name,
+        family=mechanism.family,
+        spec=True,
+        gradient=mechanism.gradient is not None,
+        reference=mechanism.name in functions,
+        reference_backward=f"{mechanism.name}_backward" in functions,
+        triton=bool(kernels),
+        triton_backward=any(kernels.values()),
+        invariants=len(mechanism.invariants),
+        identities=len(mechanism.identities),
+        claims=len(mechanism.claims),
+        mutants_killed=recorded and recorded[0],
+        mutants=recorded and recorded[1],
+        papers=read_by,
+    )
+
+
+def mutation_result(mechanism: str) -> tuple[int, int] | None:
+    """Mutants killed and run, as the last recorded `attnspec mutants` says; None without a record."""
+    path = _folder(attnspec.conformance) / "planted" / "results" / f"{mechanism}.json"
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        return int(recorded["killed"]), int(recorded["total"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _folder(package: Any) -> Path:
+    return Path(next(iter(package.__path__)))
+
+
+def _functions(path: Path) -> set[str]:
+    if not path.is_file():
+        return set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def _implementations(mechanism: str) -> Iterator[tuple[str, bool]]:
+    """Functions in `impls/` described with `@candidate(mechanism=...)`, and whether each is differentiable."""
+    for path in sorted(_folder(attnspec.impls).glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            for decorator in node.decorator_list:
+                if isinstance(decorator, ast.Call) and _last_name(decorator.func) == "candidate":
+                    stated = {keyword.arg: keyword.value for keyword in decorator.keywords}
+                    if _literal(stated.get("mechanism")) == mechanism:
+                        yield node.name, _literal(stated.get("differentiable")) is not False
+
+
+def _last_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def _literal(node: ast.expr | None) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:
+        return None

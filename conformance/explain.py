@@ -1,0 +1,229 @@
+"""Explaining a report's failures while the candidate is still loaded: shrink, locate, guess.
+
+`explain` is what the runner calls after a run that failed. It picks failures that differ from each other, finds the
+smallest failing case of each, and writes the diagnosis into the results. It keeps to its budget and never makes a
+report worse: a failure that cannot be explained keeps its figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from attnspec.conformance.causes import Observed
+from attnspec.conformance.diagnose import assemble, diagnose
+from attnspec.conformance.job import make_job
+from attnspec.conformance.outcome import failures
+from attnspec.conformance.regions import Region
+from attnspec.conformance.session import Examination, Session
+from attnspec.conformance.shrink import shrink
+from attnspec.conformance.types import Case, CaseData, CaseResult, OutputEvidence, Report
+from attnspec.spec import SpecError
+
+EXPLAINED = 6
+"""Failures that are explained; the others of a run are most often the same ones again."""
+BUDGET = 40.0
+"""Seconds for all explanations of a run."""
+SHRINK_SECONDS = 5.0
+CAUSE_SECONDS = 4.0
+SLOW_START = ("crash", "timeout")
+"""Every attempt at these costs a new process, so they are not shrunk."""
+
+
+def explain(session: Session, report: Report, *, budget_seconds: float = BUDGET) -> None:
+    """Fill in `diagnosis` for failures that differ from each other."""
+    deadline = time.monotonic() + budget_seconds
+    for result in chosen(failures(report)):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        if result.status == "fail":
+            result.diagnosis = explain_failure(session, result, left)
+        elif result.status == "error":
+            smallest = _smallest(session, result, min(SHRINK_SECONDS, left))
+            if smallest is not None:
+                result.diagnosis = {"smallest": smallest.id}
+
+
+def chosen(failed: list[CaseResult]) -> list[CaseResult]:
+    """A few failures: of each kind of case one, small ones first, forward before backward."""
+
+    def size(result: CaseResult) -> tuple[bool, int, str]:
+        volume = math.prod(max(value, 1) for value in result.case.sizes.values())
+        return result.case.direction == "backward", volume, result.case.id
+
+    ordered = sorted((result for result in failed if result.status != "xpass"), key=size)
+    kinds: dict[tuple[str, ...], list[CaseResult]] = {}
+    for result in ordered:
+        case = result.case
+        kinds.setdefault((case.direction, case.check, result.status, case.group), []).append(result)
+    queues = [members for _, members in sorted(kinds.items(), key=lambda item: size(item[1][0]))]
+    picked: list[CaseResult] = []
+    while queues and len(picked) < EXPLAINED:
+        picked += [members.pop(0) for members in queues][: EXPLAINED - len(picked)]
+        queues = [members for members in queues if members]
+    return picked
+
+
+def explain_failure(session: Session, result: CaseResult, budget_seconds: float) -> dict[str, Any]:
+    """The diagnosis of one failing case."""
+    began = time.monotonic()
+    original = session.examine(result.case)
+    if original.result.status != "fail":
+        return {
+            "sentence": f"did not fail again: {original.result.status} when run once more",
+            "region": Region("repeat", "only sometimes: it did not fail when run once more").as_dict(),
+        }
+    special = _special(original)
+    if special is not None:
+        smallest = _smallest(session, result, min(SHRINK_SECONDS, budget_seconds))
+        return {**special, **({"smallest": smallest.id} if smallest is not None else {})}
+    smallest = _smallest(session, result, min(SHRINK_SECONDS, budget_seconds / 2))
+    small = session.examine(smallest) if smallest is not None else original
+    if small.result.status != "fail":
+        small = original
+    told: dict[str, Any] = {}
+    examinations = [original] if small is original else [original, small]
+    for examination in examinations:
+        left = budget_seconds - (time.monotonic() - began)
+        told = _merged(told, _diagnosis(session, examination, original, max(min(CAUSE_SECONDS, left), 0.1)))
+    if small is not original:
+        told["smallest"] = small.case.id
+    return told
+
+
+def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The region of the original case, unless only the smaller one has a structure; the cause of the smaller one."""
+    region = first.get("region") or second.get("region")
+    if region and region["kind"] == "everything" and second.get("region"):
+        region = second["region"]
+    cause = second.get("cause") or first.get("cause")
+    told = {name: part for name, part in (("region", region), ("cause", cause)) if part}
+    sentences = [part["sentence"] for part in told.values()]
+    return {**told, "sentence": "; ".join(sentences)} if sentences else told
+
+
+def _diagnosis(session: Session, seen: Examination, original: Examination, budget_seconds: float) -> dict[str, Any]:
+    observed = observe(seen)
+    if observed is None:
+        return {}
+    confirm = None
+    if seen is not original:
+        larger = observe(original)
+        confirm = (original.data, larger) if larger is not None else None
+    try:
+        return diagnose(
+            session.suite.mechanism,
+            seen.case,
+            seen.data,
+            observed,
+            call=_call(session, seen),
+            budget_seconds=budget_seconds,
+            confirm=confirm,
+        )
+    except SpecError:
+        # The equations cannot be evaluated on arrays made up for the diagnosis; the verdict stands without it.
+        return {}
+
+
+def observe(seen: Examination) -> Observed | None:
+    """What came and what was wanted, of the outputs that were judged; None where shapes do not fit."""
+    backward = seen.case.direction == "backward"
+    returned = seen.observation.gradients if backward else seen.observation.outputs
+    exact: Mapping[str, Any] = seen.expected.exact
+    sigma: Mapping[str, Any] = seen.expected.sigma
+    judged = {entry.name for entry in seen.result.evidence}
+    got, want, spread = {}, {}, {}
+    for name, value in returned.items():
+        key = next((key for key in (name, f"d{name}") if key in exact), None)
+        if key is None or not judged & {name, f"d{name}"}:
+            continue
+        label = f"d{name.removeprefix('d')}" if backward else name
+        array = np.asarray(value, dtype=np.float64)
+        if np.shape(exact[key]) != array.shape:
+            array = _rows_only(array, seen)
+            if np.shape(exact[key]) != array.shape:
+                return None
+        got[label] = array
+        want[label] = np.asarray(exact[key], dtype=np.float64)
+        spread[label] = np.broadcast_to(np.asarray(sigma[key], dtype=np.float64), array.shape)
+    return Observed(got, want, spread, _limit(seen.result.evidence)) if got else None
+
+
+def _rows_only(array: Any, seen: Examination) -> Any:
+    """The sampled rows of an output that was returned in full."""
+    if seen.case.rows is None:
+        return array
+    for index, values in seen.case.rows.items():
+        for output in seen.expected.exact:
+            axes = _axes_of(seen, output)
+            if index in axes and array.ndim == len(axes):
+                return np.take(array, list(values), axis=axes.index(index))
+    return array
+
+
+def _axes_of(seen: Examination, output: str) -> tuple[str, ...]:
+    from attnspec.conformance.api import axes_of
+
+    return axes_of(seen.case.mechanism).get(output, ())
+
+
+def _limit(evidence: list[OutputEvidence]) -> float:
+    limits = [entry.max_limit for entry in evidence if math.isfinite(entry.max_limit) and entry.max_limit > 0]
+    return max(limits, default=8.0)
+
+
+def _call(session: Session, seen: Examination) -> Any:
+    """Runs the candidate on other arrays of the same case; gives its outputs."""
+    if not isinstance(session.timeout, float | int):
+        return None
+    case = dataclasses.replace(seen.case, direction="forward", layout="contiguous", check="tolerance", params={})
+
+    def call(data: CaseData) -> Mapping[str, Any]:
+        resolved, shapes = session.suite.frame(case, data)
+        job = make_job(
+            case, data, session.suite.interface, device=session.device, resolved=resolved, shapes=shapes, differentiable=()
+        )
+        session.station.send(job, session.timeout)
+        return session.station.receive().outputs
+
+    return call
+
+
+def _special(seen: Examination) -> dict[str, Any] | None:
+    """Failures that are not about values: memory, and calls that do not repeat."""
+    faults = list(dict.fromkeys(seen.observation.memory_faults))
+    wrong = [entry for entry in seen.result.evidence if not entry.passed]
+    if faults and not wrong:
+        return assemble(Region("memory", faults[0]), None)
+    if seen.case.check == "determinism":
+        told = "; ".join(entry.message for entry in wrong if entry.message) or "the same call gives another result"
+        return assemble(Region("repeat", told), None)
+    return None
+
+
+def _smallest(session: Session, result: CaseResult, budget_seconds: float) -> Case | None:
+    """The smallest case that fails in the same way; None where the case itself is the smallest."""
+    if result.status in SLOW_START:
+        return None
+
+    def still_fails(case: Case) -> bool:
+        try:
+            got = session.judge(case)
+        except (SpecError, ValueError, ArithmeticError):
+            # Shrinking makes up cases; one that cannot be built or evaluated is no witness.
+            return False
+        same = result.status != "error" or _kind(got.message) == _kind(result.message)
+        return got.status == result.status and same
+
+    smallest = shrink(result.case, still_fails, budget_seconds)
+    return smallest if smallest.id != result.case.id else None
+
+
+def _kind(message: str) -> str:
+    return message.partition(":")[0]

@@ -1,0 +1,266 @@
+"""The runner's side of a worker: start it, give it cases, and tell how it ended when it does not come back.
+
+A `Worker` survives its process: after a crash or a timeout the next case finds a fresh one with the candidate loaded
+again. `Inline` has the same methods without a process, for callers who trust the candidate (tests of the suite).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from attnspec.conformance import wire
+from attnspec.conformance.calling import Caller, is_suite
+from attnspec.conformance.candidate import CandidateError
+from attnspec.conformance.environment import fingerprint
+from attnspec.conformance.job import Job
+from attnspec.conformance.types import CandidateSignature, Observation
+from attnspec.conformance.worker import Load, load
+
+IMPORT_LIMIT = 300.0  # seconds for starting the interpreter and importing the candidate
+GRACE = 2.0  # seconds that the worker's own timer gets before the process is killed
+PRINT_LIMIT = 64 << 20  # bytes of output after which a candidate is stopped
+
+
+class Station(Protocol):
+    """Where a candidate runs."""
+
+    def load(self, order: Load) -> CandidateSignature: ...
+    def send(self, job: Job, limit: float) -> None: ...
+    def receive(self) -> Observation: ...
+    def close(self) -> None: ...
+
+
+class Inline:
+    """Calls the candidate in this process: no protection against crashes, loops or `os._exit`."""
+
+    def __init__(self) -> None:
+        self.environment: dict[str, str] = {}
+        self._caller: Caller | None = None
+        self._job: Job | None = None
+
+    def load(self, order: Load) -> CandidateSignature:
+        return self.bound(load(order))
+
+    def bound(self, caller: Caller) -> CandidateSignature:
+        """Take a caller that is already bound (a function object without an importable name)."""
+        self._caller = caller
+        self.environment = fingerprint(caller.candidate.framework, caller.device)
+        return caller.binding.signature
+
+    def send(self, job: Job, limit: float) -> None:
+        self._job = job
+
+    def receive(self) -> Observation:
+        assert self._caller is not None and self._job is not None
+        return self._caller.observe(self._job)
+
+    def close(self) -> None:
+        self._caller = None
+
+
+class Worker:
+    """A candidate in a process of its own."""
+
+    def __init__(self, *, threads: int = 1) -> None:
+        self.threads = threads
+        self.starts = 0
+        self.environment: dict[str, str] = {}
+        self._order: Load | None = None
+        self._loaded = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pending: tuple[Job, float] | None = None
+        self._deadline = 0.0
+
+    def load(self, order: Load) -> CandidateSignature:
+        """Import the candidate in the worker.
+
+        Raises:
+            CandidateError: it cannot be imported or bound, or importing it crashes or does not end.
+        """
+        self._order = order
+        return self._load()
+
+    def send(self, job: Job, limit: float) -> None:
+        """Give the worker a case; `limit` seconds from now on it is stopped."""
+        self._pending = (job, limit)
+        try:
+            if not self._loaded:
+                self._load()
+            wire.send(self._to, ("call", job, limit))
+        except (BrokenPipeError, CandidateError):
+            pass  # receive() tells how the process ended
+        self._deadline = time.monotonic() + limit
+
+    def receive(self) -> Observation:
+        """What happened to the case that was sent."""
+        assert self._pending is not None
+        _, limit = self._pending
+        began = time.perf_counter()
+        if not self._loaded:
+            return Observation(status="crash", message=f"cannot be started again: {self._failure}")
+        try:
+            answer = self._answer(self._deadline + GRACE)
+        except _Ended as ended:
+            observation = self._told(ended, limit)
+            observation.seconds = limit if observation.status == "timeout" else time.perf_counter() - began
+            return observation
+        observation = answer[1]
+        observation.printed = self._printed()[-4000:]
+        return observation  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """End the process and everything that it started."""
+        process, self._process, self._loaded = self._process, None, False
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for descriptor in (self._to, self._from, self._capture):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _load(self) -> CandidateSignature:
+        assert self._order is not None
+        self._failure = ""
+        try:
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+            wire.send(self._to, ("load", self._order))
+            answer = self._answer(time.monotonic() + IMPORT_LIMIT)
+        except (_Ended, BrokenPipeError) as ended:
+            how = self._told(ended, IMPORT_LIMIT).message if isinstance(ended, _Ended) else "the process ended"
+            self.close()
+            self._failure = f"{self._order.candidate}: importing it failed: {how}"
+            raise CandidateError(self._failure) from None
+        if answer[0] != "loaded":
+            self._failure = str(answer[1])
+            raise CandidateError(self._failure)
+        self._loaded = True
+        self.environment = answer[2]
+        self._printed()
+        return answer[1]  # type: ignore[no-any-return]
+
+    def _start(self) -> None:
+        self.close()
+        self.starts += 1
+        child_reads, self._to = os.pipe()
+        self._from, child_writes = os.pipe()
+        name: str
+        self._capture, name = tempfile.mkstemp(prefix="attnspec-")
+        os.close(self._capture)
+        # O_APPEND: the file is emptied after every case while the worker keeps it open.
+        self._capture = os.open(name, os.O_RDWR | os.O_APPEND)
+        Path(name).unlink()
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(self.threads),
+            "MKL_NUM_THREADS": str(self.threads),
+            "OPENBLAS_NUM_THREADS": str(self.threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "PYTHONUNBUFFERED": "1",
+        }
+        if self._order is not None and self._order.device == "cpu":
+            environment.setdefault("JAX_PLATFORMS", "cpu")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "attnspec.conformance.worker", str(child_reads), str(child_writes)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._capture,
+            stderr=self._capture,
+            env=environment,
+            pass_fds=(child_reads, child_writes),
+            start_new_session=True,
+        )
+        os.close(child_reads)
+        os.close(child_writes)
+        self._answer(time.monotonic() + IMPORT_LIMIT)
+
+    def _answer(self, deadline: float) -> Any:
+        """The worker's next message; `_Ended` when there will be none."""
+        while True:
+            ready, _, _ = select.select([self._from], [], [], min(0.25, max(0.0, deadline - time.monotonic())))
+            if ready:
+                try:
+                    return wire.receive(self._from)
+                except EOFError:
+                    raise _Ended("gone") from None
+            if time.monotonic() > deadline:
+                raise _Ended("late")
+            if os.fstat(self._capture).st_size > PRINT_LIMIT:
+                raise _Ended("flood")
+
+    def _printed(self) -> str:
+        size = os.fstat(self._capture).st_size
+        text = os.pread(self._capture, min(size, 1 << 20), max(0, size - (1 << 20)))
+        os.ftruncate(self._capture, 0)
+        return text.decode("utf-8", "replace")
+
+    def _told(self, ended: _Ended, limit: float) -> Observation:
+        """Say how the process ended, and make sure that it has."""
+        assert self._process is not None
+        if ended.how == "gone":
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(GRACE)
+        code = self._process.poll()
+        text = self._printed()
+        self.close()
+        place = _place(text)
+        if ended.how == "flood":
+            return Observation("error", message=f"printed more than {PRINT_LIMIT >> 20} MiB in one call", printed=text[-4000:])
+        if ended.how == "late" or "Timeout (" in text:
+            return Observation("timeout", message=f"did not return within {limit:g} s{place}", printed=text[-4000:])
+        if code is None:
+            message = "closed its connection to the suite"
+        elif code < 0:
+            message = f"crashed: {_signal(-code)}{place}"
+        else:
+            message = f"ended the process with exit code {code} (os._exit)"
+        return Observation("crash", message=message, traceback=text[-4000:], printed=text[-4000:])
+
+
+class _Ended(Exception):
+    """The worker will not answer: it is "gone", "late", or prints a "flood"."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how)
+        self.how = how
+
+
+def _signal(number: int) -> str:
+    words = {
+        "SIGSEGV": "segmentation fault",
+        "SIGBUS": "bus error",
+        "SIGILL": "illegal instruction",
+        "SIGFPE": "arithmetic exception",
+        "SIGABRT": "aborted",
+        "SIGKILL": "killed, as by a system that is out of memory",
+        "SIGTERM": "terminated",
+    }
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+    return f"{words.get(name, 'signal')} ({name})"
+
+
+def _place(text: str) -> str:
+    """Where the candidate was, from the stack that faulthandler wrote: its innermost frame outside the suite."""
+    for path, line, function in re.findall(r'File "([^"]+)", line (\d+) in (\S+)', text):
+        if not is_suite(path) and not path.endswith(("threading.py", "ctypes/__init__.py")):
+            return f" in {Path(path).name}:{line} ({function})"
+    return ""

@@ -1,0 +1,259 @@
+"""Where an error sits: the structure of a set of wrong elements, in words.
+
+`locate` looks at one output (which heads, rows, columns), `locate_weights` at attention weights (a diagonal, a block of
+keys, single keys). Both give a `Region`: a kind from `KINDS`, the sets of indices, and a sentence. Pure functions of
+arrays; `diagnose` decides which to ask and `readout` obtains the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+KINDS = {
+    "head": "some heads only",
+    "batch": "some batch elements only",
+    "row": "some query rows only, those that may attend to nothing included",
+    "block": "some keys or rows from a tile's edge on, or single keys",
+    "diagonal": "along a diagonal: the edge of a causal mask or window",
+    "column": "some feature columns only",
+    "lse": "the log-sum-exp only",
+    "gradient": "gradients only; the outputs are right",
+    "memory": "memory that is not the output",
+    "repeat": "only in a later call",
+    "everything": "everywhere, or without structure",
+}
+AXES = {
+    "b": "batch element", "h": "head", "g": "key head", "i": "row", "t": "step", "j": "key", "d": "feature",
+    "e": "column", "p": "page", "o": "slot", "c": "chunk",
+}  # fmt: skip
+ROLE = {"b": "batch", "h": "head", "g": "head", "i": "row", "t": "row", "j": "row", "d": "column", "e": "column"}
+SHARE = 0.85
+"""An axis is wrong as a whole where at least this share of it is."""
+
+
+@dataclass
+class Region:
+    """A place, as data and as a sentence. `axes` maps an index name to the wrong values, for axes not wrong as a whole."""
+
+    kind: str
+    sentence: str
+    axes: dict[str, list[int]] = field(default_factory=dict)
+    share: float = 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "sentence": self.sentence, "axes": self.axes, "share": self.share}
+
+
+def wrong(got: Floats, want: Floats, sigma: Floats, limit: float) -> Bools:
+    """Which elements are outside `limit` sigmas; a NaN or infinity must stand where one is wanted."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        near = np.abs(got - want) <= limit * sigma
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    return ~(near | same)
+
+
+def locate(bad: Bools, axes: Sequence[str], *, empty: Bools | None = None) -> Region | None:
+    """The region of an output's wrong elements; None where nothing is wrong.
+
+    Args:
+        bad: the wrong elements, shape of the output.
+        axes: the output's index names, one per axis.
+        empty: rows that may attend to nothing, broadcastable to `bad`.
+    """
+    if not bad.any():
+        return None
+    share = float(bad.mean())
+    if empty is not None:
+        inside = np.broadcast_to(empty, bad.shape)
+        if inside.any() and not inside.all() and not (bad & ~inside).any():
+            return Region("row", "only rows that may attend to nothing", {}, share)
+    sets: dict[str, list[int]] = {}
+    for place, name in enumerate(axes):
+        hit = bad.any(axis=tuple(axis for axis in range(bad.ndim) if axis != place))
+        # A row counts as free of the error only if none of its elements shows it, but noise-free probes are rare: an
+        # axis of which nearly all values are hit is hit as a whole.
+        if hit.mean() < SHARE or (not hit.all() and hit.size <= 4):
+            sets[name] = [int(value) for value in np.flatnonzero(hit)]
+    if not sets:
+        return Region("everything", "everywhere", {}, share)
+    lengths = dict(zip(axes, bad.shape, strict=True))
+    name = _most_telling(sets, lengths)
+    kind = ROLE.get(name, "row")
+    if kind == "row" and _tile(sets[name], lengths[name]) is not None:
+        kind = "block"
+    words = [_set_words(axis, sets[axis], lengths[axis]) for axis in sorted(sets, key=lambda axis: axis != name)]
+    rest = "" if {"h", "g"} & set(sets) or not {"h", "g"} & set(axes) else " in every head"
+    return Region(kind, " of ".join(words) + rest, sets, share)
+
+
+def _most_telling(sets: dict[str, list[int]], lengths: dict[str, int]) -> str:
+    """Heads and batches come before rows: a wrong head has wrong rows, not the other way round."""
+    order = {"head": 0, "batch": 1, "row": 2, "column": 3}
+
+    def rank(name: str) -> tuple[int, float]:
+        return order.get(ROLE.get(name, "row"), 2), len(sets[name]) / max(lengths[name], 1)
+
+    return min(sets, key=rank)
+
+
+def _tile(values: Sequence[int], length: int) -> int | None:
+    """The tile size, where the values are the whole tail of the axis from a multiple of a power of two on."""
+    first = values[0]
+    if len(values) < 2 or list(values) != list(range(first, length)) or first == 0:
+        return None
+    size = first & -first
+    return size if size >= 4 else None
+
+
+def _set_words(name: str, values: Sequence[int], length: int) -> str:
+    label = AXES.get(name, name)
+    many = f"{label}s"
+    first, last = values[0], values[-1]
+    span = list(values) == list(range(first, last + 1))
+    if len(values) == 1:
+        place = "first " if first == 0 and length > 1 else "last " if first == length - 1 and length > 1 else ""
+        return f"the {place}{label} ({name} = {first} of {length})" if place else f"{label} {first} of {length}"
+    tile = _tile(values, length)
+    if tile is not None:
+        return f"the last block of {many} ({name} = {first}..{last} of {length}, tile {tile} or a divisor of it)"
+    if span:
+        place = "the first " if first == 0 else "the last " if last == length - 1 else ""
+        return f"{place}{many} {first}..{last} of {length}"
+    step = np.diff(values)
+    if len(values) > 2 and (step == step[0]).all():
+        return f"every {step[0]}th of the {many} from {first} on"
+    listed = ", ".join(str(value) for value in values[:6]) + (", ..." if len(values) > 6 else "")
+    return f"{many} {listed} ({len(values)} of {length})"
+
+
+def constant_factor(got: Floats, want: Floats, sigma: Floats, limit: float) -> float | None:
+    """The factor c with got = c * want within the tolerance; None where there is none, or where it is 1."""
+    finite = np.isfinite(got) & np.isfinite(want)
+    if not finite.all() or not np.any(want):
+        return None
+    weight = 1.0 / np.maximum(sigma, np.finfo(float).tiny) ** 2
+    factor = float((weight * got * want).sum() / (weight * want * want).sum())
+    if abs(factor - 1) < 1e-6 or not np.isfinite(factor):
+        return None
+    # The candidate's own error grows with the factor.
+    return None if wrong(got, factor * want, sigma * max(1.0, abs(factor)), limit).any() else factor
+
+
+def locate_weights(got: Floats, want: Floats, tolerance: float) -> Region | None:
+    """The region of wrong attention weights; None where they are right.
+
+    Args:
+        got, want: weights `[b, h, i, j]`; a row's common factor is looked at separately, so that one wrong key is not
+            taken for a wrong row.
+        tolerance: the relative error of a weight that is still honest.
+    """
+    empty = ~want.any(axis=-1)
+    leak = empty & (np.abs(np.nan_to_num(got, nan=1.0)) > tolerance).any(axis=-1)
+    bad, factor = _deviating(got, want, tolerance)
+    bad &= ~empty[..., None]
+    scaled = (np.abs(factor - 1) > 4 * tolerance) & ~empty
+    if not bad.any():
+        if leak.any():
+            return Region("row", "rows that may attend to nothing receive weights", {}, float(leak.mean()))
+        region = locate(scaled, ("b", "h", "i"))
+        if region is not None:
+            factors = factor[scaled]
+            spread = float(factors.max() - factors.min())
+            told = f"{factors.mean():.4g}" if spread < 8 * tolerance else f"{factors.min():.3g} to {factors.max():.3g}"
+            region.sentence = f"whole rows scaled by {told}: {region.sentence}"
+        return region
+    return _weights_region(bad, got, want)
+
+
+def _deviating(got: Floats, want: Floats, tolerance: float) -> tuple[Bools, Floats]:
+    """Weights that differ after each row's common factor is taken out, and that factor."""
+    kept = want > 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(kept & (got != 0), got / want, np.nan)
+    factor = np.ones(want.shape[:-1])
+    usable = np.isfinite(ratio).any(axis=-1)
+    if usable.any():
+        with np.errstate(all="ignore"):
+            factor[usable] = np.nanmedian(np.where(np.isfinite(ratio), ratio, np.nan)[usable], axis=-1)
+    scaled = factor[..., None] * want
+    scale = np.maximum(scaled, want.max(axis=-1, keepdims=True) * 1e-3)
+    return ~(np.abs(got - scaled) <= 4 * tolerance * scale), factor
+
+
+def _weights_region(bad: Bools, got: Floats, want: Floats) -> Region:
+    share = float(bad.mean())
+    batches, heads, rows, keys = bad.shape
+    head_hit, batch_hit = bad.any(axis=(0, 2, 3)), bad.any(axis=(1, 2, 3))
+    flat = bad.any(axis=(0, 1))
+    what = _what(bad, got, want)
+    if not head_hit.all():
+        sets = {"h": [int(value) for value in np.flatnonzero(head_hit)]}
+        return Region("head", f"{what} in {_set_words('h', sets['h'], heads)}", sets, share)
+    if not batch_hit.all():
+        sets = {"b": [int(value) for value in np.flatnonzero(batch_hit)]}
+        return Region("batch", f"{what} in {_set_words('b', sets['b'], batches)}", sets, share)
+    offsets = _toeplitz(bad)
+    key_hit, row_hit = flat.any(axis=0), flat.any(axis=1)
+    whole_columns = flat[row_hit].mean(axis=0)[key_hit].mean() >= SHARE
+    if offsets is not None and not (whole_columns and key_hit.mean() < SHARE):
+        sets = {"j - i": offsets}
+        if len(offsets) == 1:
+            told = f"on the diagonal j = i {_signed(offsets[0])}"
+        else:
+            told = f"in the band of diagonals j - i = {offsets[0]}..{offsets[-1]}"
+        return Region("diagonal", f"{what} {told} (N = {rows}, M = {keys})", sets, share)
+    sets = {}
+    if key_hit.mean() < SHARE or (keys <= 4 and not key_hit.all()):
+        sets["j"] = [int(value) for value in np.flatnonzero(key_hit)]
+    if row_hit.mean() < SHARE or (rows <= 4 and not row_hit.all()):
+        sets["i"] = [int(value) for value in np.flatnonzero(row_hit)]
+    if not sets:
+        return Region("everything", f"{what} for nearly all pairs of query and key", {}, share)
+    if "j" in sets:
+        kind = "block"
+    else:
+        kind = "block" if _tile(sets["i"], rows) is not None else "row"
+    words = [_set_words(name, sets[name], keys if name == "j" else rows) for name in sets]
+    return Region(kind, f"{what} at {' of '.join(words)}", sets, share)
+
+
+def _what(bad: Bools, got: Floats, want: Floats) -> str:
+    extra = bad & (want == 0)
+    missing = bad & (want > 0) & (np.abs(got) <= 1e-3 * want.max(axis=-1, keepdims=True))
+    if np.isnan(got[bad]).any():
+        return "NaN weights"
+    if extra.sum() >= SHARE * bad.sum():
+        return "keys that must not be seen are seen"
+    if missing.sum() >= SHARE * bad.sum():
+        return "keys that must be seen are not"
+    return "wrong weights"
+
+
+def _toeplitz(bad: Bools) -> list[int] | None:
+    """The offsets j - i, where being wrong depends on the offset alone and not all offsets are wrong."""
+    flat = bad.any(axis=(0, 1))
+    rows, keys = flat.shape
+    if min(rows, keys) < 3:
+        return None
+    offsets = [int(value) for value in np.unique(np.subtract(*np.nonzero(flat)[::-1]))]
+    hit = total = 0
+    for offset in offsets:
+        line = np.diagonal(flat, offset)
+        hit, total = hit + int(line.sum()), total + line.size
+    if hit < 0.6 * total or total > 0.7 * flat.size:
+        return None
+    # A short corner diagonal is a coincidence of single pairs; one of the lines must be long.
+    longest = max(np.diagonal(flat, offset).size for offset in offsets)
+    return offsets if longest >= max(3, min(rows, keys) // 2) else None
+
+
+def _signed(value: int) -> str:
+    return f"+ {value}" if value >= 0 else f"- {-value}"

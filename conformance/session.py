@@ -1,0 +1,304 @@
+"""A candidate and its oracle side by side: the loop that poses cases and turns answers into results.
+
+A `Session` keeps a worker with the candidate loaded and, for long runs, processes that evaluate the oracle ahead of
+time. `judge_all` overlaps the three: while the worker computes a case, this process judges the one before and builds
+the next. The runner, the shrinker (`judge`) and the diagnosis (`examine`) share it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from attnspec.conformance import judging
+from attnspec.conformance.binding import bind, missing
+from attnspec.conformance.calling import Caller
+from attnspec.conformance.candidate import Candidate, CandidateError
+from attnspec.conformance.job import Job, make_job
+from attnspec.conformance.process import Inline, Station, Worker
+from attnspec.conformance.suite import Suite
+from attnspec.conformance.types import CandidateSignature, Case, CaseData, CaseResult, Observation
+from attnspec.conformance.worker import Load, address
+
+FIRST_CALL = 6.0  # the first call may take this many times the limit of a call: it compiles and warms up
+POOL_FROM = 24  # a run of fewer cases is over before the oracle's processes have started
+AHEAD = 6  # cases that the oracle's processes are ahead of the candidate
+EVERY = 8  # one case in this many, and the first of each group, gets a decoy call and an unlimited receipt
+DECOY_LIMIT = 1 << 20  # elements of the inputs beyond which there is no decoy call
+GIVE_UP = {"timeout": 3, "crash": 8}  # in a row
+
+
+@dataclass
+class Examination:
+    """Everything about one judged case, arrays included, for those who explain it."""
+
+    case: Case
+    data: CaseData
+    expected: Any
+    observation: Observation
+    result: CaseResult
+
+
+@dataclass
+class _Posed:
+    case: Case
+    data: CaseData
+    job: Job
+    expected: Future[Any] | None
+
+
+class Session:
+    """Poses cases to one candidate.
+
+    Args:
+        candidate: a name that `resolve` understands, a function, or a `Candidate`.
+        suite: the mechanism's cases and oracle.
+        timeout: seconds for one call; the first may take six times as long.
+        isolated: run the candidate in a worker process. Without it a crash or an endless loop is the caller's own.
+        oracles: processes that evaluate the oracle ahead; 0: in this process. None: chosen from the number of cores.
+        memory: bytes that the worker may allocate; None: the machine's memory, without a limit on a GPU.
+
+    Raises:
+        CandidateError: the candidate cannot be imported, matched to the mechanism, or run on the device.
+    """
+
+    def __init__(
+        self,
+        candidate: str | Candidate | Callable[..., Any],
+        suite: Suite,
+        *,
+        device: str = "cpu",
+        timeout: float = 60.0,
+        isolated: bool = True,
+        oracles: int | None = None,
+        threads: int | None = None,
+        memory: int | None = None,
+        station: Worker | None = None,
+    ) -> None:
+        self.suite = suite
+        self.device = device
+        self.timeout = timeout
+        self.oracles = oracles
+        self._pool: ProcessPoolExecutor | None = None
+        self._warm = False
+        self._asked: set[str] = set()
+        self._held: Observation | None = None
+        self._busy = False
+        self._own = station is None
+        self.station: Station
+        if isolated:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            workers = station or Worker(threads=threads or min(2, cores))
+            self.station = workers
+            limit = memory if memory is not None else _machine_memory() if device == "cpu" else None
+            order = Load(address(candidate), suite.interface, device, workers.threads, limit)
+            self.signature: CandidateSignature = workers.load(order)
+            self.environment: dict[str, str] = workers.environment
+        else:
+            inline = Inline()
+            self.station = inline
+            if isinstance(candidate, str):
+                self.signature = inline.load(Load(candidate, suite.interface, device))
+            else:
+                self.signature = inline.bound(Caller(bind(_description(candidate), suite.interface), device))
+            self.environment = inline.environment
+
+    def judge(self, case: Case) -> CaseResult:
+        """Pose one case and judge the answer."""
+        return self.examine(case).result
+
+    def examine(self, case: Case) -> Examination:
+        """Pose one case and keep everything."""
+        posed = self._pose(case, sampled=False)
+        if isinstance(posed, CaseResult):
+            return Examination(case, CaseData({}, {}), None, Observation("refused"), posed)
+        expected = self.suite.expected(case, posed.data, self.signature)
+        observation = self._receive(self._send(posed))
+        result = judging.conclude(self.suite, case, expected, observation, self.signature)
+        return Examination(case, posed.data, expected, observation, result)
+
+    def judge_all(self, cases: Sequence[Case]) -> Iterator[CaseResult]:
+        """Results in the order of the cases; closing the iterator stops after the case that is running."""
+        self._open_pool(len(cases))
+        self._asked.clear()
+        ahead: dict[str, Future[Any]] = {}
+        sampled = _sampled(cases)
+        streak = {"timeout": 0, "crash": 0}
+        flying: _Posed | None = None
+        for number in range(len(cases) + 1):
+            prepared: _Posed | CaseResult | None = None
+            if number < len(cases):
+                self._look_ahead(cases, number, ahead)
+                prepared = self._pose(cases[number], sampled[number], ahead.pop(cases[number].id, None))
+            observation = self._receive(flying) if flying is not None else None
+            if observation is not None:
+                _count(streak, observation)
+            if isinstance(prepared, _Posed):
+                gone = next((how for how, limit in GIVE_UP.items() if streak[how] >= limit), None)
+                if gone:
+                    prepared = _given_up(prepared.case, gone, streak[gone])
+                else:
+                    self._send(prepared)
+            if flying is not None and observation is not None:
+                yield self._finish(flying, observation)
+            flying = prepared if isinstance(prepared, _Posed) else None
+            if isinstance(prepared, CaseResult):
+                yield prepared
+
+    def close(self) -> None:
+        """End the worker and the oracle's processes."""
+        if self._own:
+            self.station.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _pose(self, case: Case, sampled: bool, expected: Future[Any] | None = None) -> _Posed | CaseResult:
+        """Build a case's data and job, or say why it cannot be posed."""
+        try:
+            data = self.suite.build(case)
+            present = frozenset(name for name, value in data.inputs.items() if value is not None)
+            reason = missing(self.signature, self.suite.interface, present, data.options)
+            if reason is None and case.dtype not in self.signature.dtypes:
+                reason = f"{case.dtype}: the candidate states {', '.join(self.signature.dtypes)}"
+            if reason is None and case.direction == "backward" and not self.signature.differentiable:
+                reason = "backward: the candidate states no gradient"
+            if reason is not None:
+                return CaseResult(case, "not_supported", message=reason)
+            resolved, shapes = self.suite.frame(case, data)
+            small = sum(int(getattr(value, "size", 0)) for value in data.inputs.values()) <= DECOY_LIMIT
+            job = make_job(
+                case,
+                data,
+                self.suite.interface,
+                device=self.device,
+                resolved=resolved,
+                shapes=shapes,
+                differentiable=self.signature.differentiable,
+                decoy=sampled and small,
+                thorough=sampled and small,
+            )
+            return _Posed(case, data, job, expected)
+        except CandidateError as error:
+            return CaseResult(case, "error", message=f"the suite built a wrong case: {error}")
+
+    def _send(self, posed: _Posed) -> _Posed:
+        limit = self.timeout * (1 if self._warm else FIRST_CALL)
+        self.station.send(posed.job, limit)
+        self._busy = True
+        return posed
+
+    def _receive(self, posed: _Posed) -> Observation:
+        if self._held is not None:
+            observation, self._held = self._held, None
+            return observation
+        self._busy = False
+        observation = self.station.receive()
+        self._warm = self._warm or observation.status == "returned"
+        return observation
+
+    def _finish(self, posed: _Posed, observation: Observation) -> CaseResult:
+        expected = None
+        if observation.status == "returned":
+            if posed.expected is not None:
+                expected = posed.expected.result()
+            else:
+                expected = self.suite.expected(posed.case, posed.data, self.signature)
+        elif posed.expected is not None:
+            posed.expected.cancel()
+        result = judging.conclude(self.suite, posed.case, expected, observation, self.signature)
+        if result.status == "fail" and judging.has_stray_nan(observation) and not posed.job.finite:
+            if self._busy:  # the next case is running: keep its answer until it is asked for
+                self._held = self._receive(posed)
+            posed.job.finite, posed.job.decoy, posed.job.repeats = True, False, 0
+            held, self._held = self._held, None
+            second = self._receive(self._send(posed))
+            self._held = held
+            if judging.reads_outside(observation, second):
+                observation.receipt["outside"] = (
+                    "reads out of bounds: the result changes with what lies around the inputs in memory"
+                )
+                result = judging.conclude(self.suite, posed.case, expected, observation, self.signature)
+        return result
+
+    def _open_pool(self, cases: int) -> None:
+        wanted = self.oracles
+        if wanted is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            wanted = 0 if cases < POOL_FROM or cores < 2 else min(cores, 8)
+        if wanted and self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                wanted, mp_context=get_context("spawn"), initializer=_prepare, initargs=(self.suite,)
+            )
+
+    def _look_ahead(self, cases: Sequence[Case], number: int, ahead: dict[str, Future[Any]]) -> None:
+        if self._pool is None:
+            return
+        workers = self._pool._max_workers
+        for case in cases[number : number + AHEAD + workers]:
+            if case.id not in self._asked:
+                self._asked.add(case.id)
+                ahead[case.id] = self._pool.submit(_expected, self.suite.name, case, self.signature)
+
+
+def _description(candidate: Candidate | Callable[..., Any]) -> Candidate:
+    from attnspec.conformance.candidate import of
+
+    if isinstance(candidate, Candidate):
+        return candidate
+    return of(candidate, getattr(candidate, "__qualname__", type(candidate).__name__))
+
+
+_suite: Suite | None = None
+
+
+def _prepare(suite: Suite) -> None:
+    """In an oracle process: load the mechanism once, on one thread, and leave Ctrl-C to the parent."""
+    global _suite
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _suite = suite
+
+
+def _expected(name: str, case: Case, signature: CandidateSignature) -> Any:
+    assert _suite is not None and _suite.name == name
+    return _suite.expected(case, _suite.build(case), signature)
+
+
+def _sampled(cases: Sequence[Case]) -> list[bool]:
+    seen: set[tuple[str, str, str]] = set()
+    chosen = []
+    for number, case in enumerate(cases):
+        key = (case.group, case.dtype, case.direction)
+        chosen.append(key not in seen or number % EVERY == 0)
+        seen.add(key)
+    return chosen
+
+
+def _count(streak: dict[str, int], observation: Observation) -> None:
+    for how in streak:
+        streak[how] = streak[how] + 1 if observation.status == how else 0
+
+
+def _given_up(case: Case, how: str, times: int) -> CaseResult:
+    status: Any = how
+    verb = "did not return" if how == "timeout" else "crashed"
+    return CaseResult(case, status, message=f"not run: the candidate {verb} in {times} cases in a row")
+
+
+def _machine_memory() -> int | None:
+    try:
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (ValueError, OSError, AttributeError):
+        return None

@@ -1,0 +1,92 @@
+"""The judge's side of a run as one object: cases, their data, what is expected, and the judgement.
+
+`Suite` bundles the stations `cases`, `oracle` and `verdict` for one mechanism, so that the runner, the oracle
+processes and tests speak to one thing. It is sent to oracle processes by the mechanism's name and loads there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attnspec.conformance.interface import Interface
+from attnspec.conformance.types import (
+    CandidateSignature,
+    Case,
+    CaseData,
+    Direction,
+    Level,
+    Observation,
+    OutputEvidence,
+)
+
+
+class Suite:
+    """Cases and oracle of one mechanism.
+
+    Raises:
+        SpecError: no such mechanism, or a malformed file.
+    """
+
+    def __init__(self, mechanism: str) -> None:
+        self.name = mechanism
+        self.interface = Interface.of(self.mechanism)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Suite, (self.name,)
+
+    @functools.cached_property
+    def mechanism(self) -> Any:
+        from attnspec.spec import load
+
+        return load(self.name)
+
+    def cases(
+        self,
+        level: Level,
+        dtypes: Sequence[str],
+        direction: Direction,
+        seed: int,
+        signature: CandidateSignature,
+    ) -> list[Case]:
+        """The cases of a level for what the candidate takes, in a fixed order."""
+        from attnspec.conformance.cases import cases_for
+
+        return list(cases_for(self.mechanism, level, dtypes, direction, seed, signature))
+
+    def build(self, case: Case) -> CaseData:
+        """The arrays of a case."""
+        from attnspec.conformance.cases import build
+
+        return build(case)
+
+    def frame(self, case: Case, data: CaseData) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+        """Every option with its default, and the outputs' shapes with the batch axes first."""
+        from attnspec.spec.language import static_value
+
+        sizes, resolved = self.mechanism.resolve(data.inputs, data.options)
+        lengths = {
+            index: int(static_value(self.mechanism.indices[index], sizes=sizes, options=resolved))
+            for axes in self.interface.outputs.values()
+            for index in axes
+        }
+        return resolved, {name: tuple(lengths[i] for i in axes) for name, axes in self.interface.outputs.items()}
+
+    def expected(self, case: Case, data: CaseData, signature: CandidateSignature) -> Any:
+        """The oracle's outputs with the spread that honest rounding gives them."""
+        from attnspec.conformance.oracle import expected
+
+        return expected(case, data, signature.declares)
+
+    def rounding(self, signature: CandidateSignature) -> dict[str, Any]:
+        """The rounding model that the candidate is judged by."""
+        model = self.mechanism.rounding(signature.rounding)
+        return {"name": model.name, "stored": sorted(model.stored), "doc": model.doc}
+
+    def judge(self, case: Case, expected: Any, observation: Observation) -> list[OutputEvidence]:
+        """Judge what the candidate returned."""
+        from attnspec.conformance.verdict import judge
+
+        outputs: Mapping[str, Any] = observation.gradients if case.direction == "backward" else observation.outputs
+        return list(judge(case, expected, outputs))

@@ -1,0 +1,101 @@
+"""The implementations that every law is checked on: the equations, the hand-written reference, the Triton kernels.
+
+Each is a pair of functions over float64 NumPy arrays; kernels compute in float32 (under Triton's interpreter where
+there is no GPU) and get the tolerance that this leaves them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from attnspec.spec.mechanism import Mechanism
+
+
+class Forward(Protocol):
+    def __call__(self, inputs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]: ...
+
+
+class Backward(Protocol):
+    def __call__(
+        self, inputs: Mapping[str, Any], options: Mapping[str, Any], cotangents: Mapping[str, Any], wrt: Sequence[str]
+    ) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """`tolerance` is relative to 1 + the largest magnitude of the tensor compared."""
+
+    name: str
+    forward: Forward
+    backward: Backward
+    tolerance: float
+    examples: int
+
+
+def spec(mechanism: Mechanism) -> Implementation:
+    """The equations themselves, in float64."""
+
+    def backward(
+        inputs: Mapping[str, Any], options: Mapping[str, Any], cotangents: Mapping[str, Any], wrt: Sequence[str]
+    ) -> dict[str, Any]:
+        return mechanism.gradients(inputs, options, cotangents, wrt=wrt)
+
+    return Implementation("spec", lambda i, o: mechanism.evaluate(i, o), backward, 1e-11, 20)
+
+
+def reference(mechanism: Mechanism) -> Implementation:
+    """The NumPy reference, in float64."""
+    module = importlib.import_module(f"attnspec.reference.{mechanism.name}")
+    function = getattr(module, mechanism.name)
+    gradient = getattr(module, f"{mechanism.name}_backward")
+
+    def backward(
+        inputs: Mapping[str, Any], options: Mapping[str, Any], cotangents: Mapping[str, Any], wrt: Sequence[str]
+    ) -> dict[str, Any]:
+        given = {f"d{name}": value for name, value in cotangents.items()}
+        if "dO" in inspect.signature(gradient).parameters and "dO" not in given:
+            given["dO"] = np.zeros_like(function(**inputs, **options)["O"])
+        got = gradient(**given, **inputs, **options)
+        return {name: got[name] for name in wrt}
+
+    return Implementation("reference", lambda i, o: function(**i, **o), backward, 1e-11, 20)
+
+
+def kernel(mechanism: Mechanism) -> Implementation:
+    """The Triton implementation in float32, on the GPU where there is one, else under the interpreter."""
+    import torch
+
+    module = importlib.import_module(f"attnspec.impls.{mechanism.family}")
+    function = getattr(module, mechanism.name)
+    names = list(mechanism.outputs)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def tensors(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        out = {}
+        for name, value in inputs.items():
+            tensor = torch.as_tensor(np.ascontiguousarray(value), device=device)
+            out[name] = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+        return out
+
+    def forward(inputs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        values = function(**tensors(inputs), **options)
+        return {name: value.double().cpu().numpy() for name, value in zip(names, values, strict=True)}
+
+    def backward(
+        inputs: Mapping[str, Any], options: Mapping[str, Any], cotangents: Mapping[str, Any], wrt: Sequence[str]
+    ) -> dict[str, Any]:
+        given = tensors(inputs)
+        for name in wrt:
+            given[name].requires_grad_()
+        values = dict(zip(names, function(**given, **options), strict=True))
+        weights = tensors(cotangents)
+        torch.autograd.backward([values[name] for name in weights], list(weights.values()))
+        return {name: given[name].grad.double().cpu().numpy() for name in wrt}
+
+    return Implementation("triton", forward, backward, 2e-5, 3)

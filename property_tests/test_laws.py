@@ -1,0 +1,103 @@
+"""Every invariant, identity and claim of every mechanism, on the equations, the reference and the kernels.
+
+And the other way round: each law must notice the change of the equations that its `breaks` entry names, so that no law
+is one that nothing can violate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from attnspec.property_tests import implementations
+from attnspec.property_tests.checking import violation
+from attnspec.property_tests.draw import trials
+from attnspec.spec import load, mechanisms
+from attnspec.spec.laws import Law, Trial, laws
+from attnspec.spec.mechanism import Mechanism
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+LAWS = [pytest.param(name, law, id=f"{name}-{law.name}") for name in mechanisms() for law in laws(load(name))]
+QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+
+
+def hold(mechanism: Mechanism, law: Law, implementation: implementations.Implementation, examples: int) -> None:
+    """Raise AssertionError with the smallest trial found that violates the law."""
+
+    @seed(20260101)
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=QUIET)
+    @given(trial=trials(mechanism, law))
+    def check(trial: Trial) -> None:
+        found = violation(trial, implementation)
+        assert found is None, str(found)
+
+    check()
+
+
+@pytest.mark.parametrize(("name", "law"), LAWS)
+def test_the_law_holds_for_the_equations(name: str, law: Law) -> None:
+    mechanism = load(name)
+    hold(mechanism, law, implementations.spec(mechanism), 25)
+
+
+@pytest.mark.parametrize(("name", "law"), LAWS)
+def test_the_law_holds_for_the_reference(name: str, law: Law) -> None:
+    mechanism = load(name)
+    hold(mechanism, law, implementations.reference(mechanism), 15)
+
+
+@pytest.mark.parametrize(("name", "law"), LAWS)
+def test_the_law_holds_for_the_kernels(name: str, law: Law) -> None:
+    pytest.importorskip("triton")
+    mechanism = load(name)
+    hold(mechanism, law, implementations.kernel(mechanism), 3)
+
+
+def broken(mechanism: Mechanism, law: Law, change: tuple[str, str]) -> Mechanism:
+    """The mechanism with one change in its equations' text."""
+    from attnspec.spec.language import read
+
+    old, new = change
+    programs = {}
+    for part in ("program", "gradient"):
+        program = getattr(mechanism, part)
+        if program is not None and old in program.text:
+            text = program.text.replace(old, new)
+            programs[part] = read(text, program.declarations, file=f"{mechanism.name} broken for {law.name}")
+    assert programs, f"{law.name}: {old!r} is not in the equations"
+    return dataclasses.replace(mechanism, **programs)
+
+
+def notices(mechanism: Mechanism, law: Law, change: tuple[str, str]) -> bool:
+    """Whether some drawn trial shows that the changed equations violate the law.
+
+    A law is stated about the right equations: its definitions come from there, the outputs from the wrong ones, unless
+    it speaks of definitions alone.
+    """
+    wrong_mechanism = broken(mechanism, law, change)
+    wrong = implementations.spec(wrong_mechanism)
+    only_definitions = not law.cotangents and not any(name in law.equal + law.holds for name in mechanism.outputs)
+    caught = False
+
+    @seed(7)
+    @settings(max_examples=40, deadline=None, database=None, suppress_health_check=QUIET, phases=[Phase.generate])
+    @given(trial=trials(mechanism, law))
+    def check(trial: Trial) -> None:
+        nonlocal caught
+        if not caught:
+            judged = dataclasses.replace(trial, mechanism=wrong_mechanism) if only_definitions else trial
+            caught = violation(judged, wrong) is not None
+
+    check()
+    return caught
+
+
+@pytest.mark.parametrize(("name", "law"), LAWS)
+def test_the_law_rejects_a_wrong_variant(name: str, law: Law) -> None:
+    assert law.breaks, f"{law.name} names no change that it must notice"
+    for change in law.breaks:
+        assert notices(load(name), law, change), f"{law.name} does not notice {change[0]!r} -> {change[1]!r}"

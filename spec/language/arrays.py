@@ -1,0 +1,501 @@
+"""The array evaluator: equations on NumPy or torch arrays, computed on demand.
+
+`evaluate` is what everybody calls. A definition is computed when an output needs it, only for the values of its indices
+that are needed, and once. Nothing is written into inputs, no warning is emitted, and gathers outside a tensor are errors
+unless a condition around them excludes the element.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from attnspec.spec.language import elementwise, reductions
+from attnspec.spec.language.arithmetic import EXACT, SAMPLES, Arithmetic
+from attnspec.spec.language.backend import Backend, backend_for
+from attnspec.spec.language.check import left_indices
+from attnspec.spec.language.errors import EvaluationError
+from attnspec.spec.language.indexing import Subscript, positions, select
+from attnspec.spec.language.named import Named, combine, conjunction, expanded, is_scalar, kind_of_array, lift
+from attnspec.spec.language.order import axis_of, shift_of
+from attnspec.spec.language.sizes import index_size, infer_sizes, resolve_options
+from attnspec.spec.language.static import Plan, Setting, plan_for, static_value
+from attnspec.spec.language.sums import sum_of
+from attnspec.spec.language.syntax import (
+    Binary,
+    Bool,
+    Call,
+    Compare,
+    Cond,
+    Logic,
+    Name,
+    Node,
+    Num,
+    Program,
+    Reduce,
+    Ref,
+    Scan,
+    Unary,
+)
+
+Domain = tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a recurrence: values of this step so far, values of the step before, and what `t` may become."""
+
+    scan: Scan
+    now: Mapping[str, Named]
+    before: Mapping[str, Named]
+    reach: Domain
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where an expression is evaluated: domains of the bound indices (a number inside a recurrence step), conditions
+    around it, and the step of the recurrence it belongs to."""
+
+    domains: Mapping[str, Domain | int]
+    guards: tuple[Named, ...] = ()
+    step: Step | None = None
+
+    @property
+    def restricted(self) -> bool:
+        return self.step is None and any(domain is not None for domain in self.domains.values())
+
+
+class Evaluator:
+    """Evaluates the definitions of one plan on given inputs."""
+
+    def __init__(self, plan: Plan, inputs: Mapping[str, Named], backend: Backend, arithmetic: Arithmetic) -> None:
+        self.plan = plan
+        self.program = plan.program
+        self.inputs = inputs
+        self.backend = backend
+        self.arithmetic = arithmetic
+        self.done: dict[tuple[str, tuple[Domain, ...]], Named] = {}
+        self.scans = {name: scan for scan in self.program.scans for name in scan.names}
+        self.scanned: dict[str, tuple[Named, int, int]] = {}
+        self.ranges: dict[str, Named] = {}
+
+    def error(self, message: str, node: Node) -> EvaluationError:
+        return EvaluationError(message, file=self.program.file, equation=node.at.line or None,
+                               column=node.at.column or None)
+
+    def size(self, index: str) -> int:
+        """The size of an index."""
+        size = self.plan.size_of.get(index)
+        if size is None:
+            raise EvaluationError(f"the size of index '{index}' is not determined by the inputs' shapes; give it in "
+                                  "sizes=", file=self.program.file)
+        if size < 0:
+            raise EvaluationError(f"index '{index}' has the negative size {size}", file=self.program.file)
+        return size
+
+    # Definitions -------------------------------------------------------------------------------------------------
+
+    def tensor(self, name: str, domains: tuple[Domain, ...]) -> Named:
+        """A definition for some values of its indices; axes are its left side's (those it depends on)."""
+        key = (name, domains)
+        if key in self.done:
+            return self.done[key]
+        left = left_indices(self.program.definitions[name])
+        full = self.done.get((name, (None,) * len(left)))
+        if full is not None:
+            value = full
+            for axis, domain in zip(left, domains):
+                if domain is not None and axis in value.axes:
+                    value = Named(self.backend.take(value.array, domain, value.axes.index(axis)), value.axes)
+        else:
+            scope = Scope(dict(zip(left, domains)))
+            body = self.plan.body(name)
+            value = self.finish(name, body, self.value(body, scope))
+        self.done[key] = value
+        return value
+
+    def finish(self, name: str, body: Node, value: Named) -> Named:
+        """A computed definition in its kind, as the arithmetic stores it."""
+        kind = self.program.kinds[name]
+        if kind_of_array(self.backend, value.array) != kind or is_scalar(value.array):
+            value = lift(self.backend, value, kind)
+        if kind != "real":
+            return value
+        return self.arithmetic.tensor(name, value, not isinstance(body, Ref | Name | Num), self.backend)
+
+    # Expressions -------------------------------------------------------------------------------------------------
+
+    def value(self, node: Node, scope: Scope) -> Named:
+        """The value of an expression; its axes are bound indices and batch axes."""
+        match node:
+            case Num(value=value) | Bool(value=value):
+                return Named(value)
+            case Name(id=name):
+                return self.name(node, name, scope)
+            case Ref():
+                return self.reference(node, scope)
+            case Binary():
+                return self.binary(node, scope)
+            case Unary(op=op, operand=operand):
+                value = self.value(operand, scope)
+                if op == "not":
+                    return Named(~lift(self.backend, value, "bool").array, value.axes)
+                return value if op == "+" else Named(-value.array, value.axes)
+            case Compare():
+                return self.compare(node, scope)
+            case Logic():
+                return self.logic(node, scope)
+            case Cond():
+                return self.cond(node, scope)
+            case Call():
+                return self.call(node, scope)
+            case Reduce():
+                return self.reduce(node, scope)
+        raise self.error("strings are only compared with options", node)
+
+    def name(self, node: Node, name: str, scope: Scope) -> Named:
+        if name in scope.domains:
+            domain = scope.domains[name]
+            if isinstance(domain, int):
+                return Named(domain)
+            if domain is not None:
+                return Named(self.backend.asarray(domain, "int"), (name,))
+            if name not in self.ranges:
+                self.ranges[name] = Named(self.backend.arange(self.size(name)), (name,))
+            return self.ranges[name]
+        if name in self.program.definitions:
+            return self.tensor(name, ())
+        if name in self.program.declarations.inputs:
+            return self.input(name, node)
+        raise self.error(f"size '{name}' is not determined by the inputs' shapes; give it in sizes=", node)
+
+    def input(self, name: str, node: Node) -> Named:
+        if name not in self.inputs:
+            raise self.error(f"optional input '{name}' is absent here; guard its use with present({name})", node)
+        return self.inputs[name]
+
+    def binary(self, node: Binary, scope: Scope) -> Named:
+        left, right = self.value(node.left, scope), self.value(node.right, scope)
+        if node.op in ("//", "%"):
+            self.check(lambda: self._bad(right, lambda x: x == 0), node.right, scope, f"'{node.op}' by zero")
+            right = self._where_bad(right, lambda x: x == 0, 1)
+        elif node.op == "**" and kind_of_array(self.backend, left.array) == "int" == kind_of_array(
+            self.backend, right.array
+        ):
+            if isinstance(node.right, Unary) or (is_scalar(right.array) and right.array < 0 and _negative(node.right)):
+                left = lift(self.backend, left, "real")
+            else:
+                self.check(lambda: self._bad(right, lambda x: x < 0), node.right, scope,
+                           "an integer to a negative power; write a real base")
+                right = self._where_bad(right, lambda x: x < 0, 0)
+        elif node.op in elementwise.SINGULAR:
+            right = self.safe(right, scope)
+            if node.op == "**":
+                left = self.safe(left, scope)
+        return elementwise.binary(self.backend, node.op, left, right)
+
+    def _bad(self, value: Named, test: Any) -> Named:
+        return Named(test(lift(self.backend, value).array), value.axes)
+
+    def _where_bad(self, value: Named, test: Any, instead: int) -> Named:
+        if is_scalar(value.array):
+            return Named(instead) if test(value.array) else value
+        return Named(self.backend.where(test(value.array), instead, value.array), value.axes)
+
+    def compare(self, node: Compare, scope: Scope) -> Named:
+        values = [self.value(operand, scope) for operand in node.operands]
+        parts = [elementwise.comparison(self.backend, op, a, b) for op, a, b in zip(node.ops, values, values[1:])]
+        result = conjunction(self.backend, parts)
+        assert result is not None
+        return result
+
+    def logic(self, node: Logic, scope: Scope) -> Named:
+        """`and`, `or`: an operand is guarded by those before it, as in Python."""
+        result: Named | None = None
+        for operand in node.operands:
+            inner = scope
+            if result is not None:
+                guard = result if node.op == "and" else self.negated(result)
+                inner = replace(scope, guards=(*scope.guards, guard))
+            value = lift(self.backend, self.value(operand, inner), "bool")
+            if result is None:
+                result = value
+            elif node.op == "and":
+                result = combine(self.backend, lambda a, b: a & b, result, value)
+            else:
+                result = combine(self.backend, lambda a, b: a | b, result, value)
+        assert result is not None
+        return result
+
+    def negated(self, value: Named) -> Named:
+        return Named(~lift(self.backend, value, "bool").array, value.axes)
+
+    def cond(self, node: Cond, scope: Scope) -> Named:
+        test = self.value(node.test, scope)
+        if is_scalar(test.array):
+            return self.value(node.then if test.array else node.otherwise, scope)
+        then = self.value(node.then, replace(scope, guards=(*scope.guards, test)))
+        otherwise = self.value(node.otherwise, replace(scope, guards=(*scope.guards, self.negated(test))))
+        kinds = {kind_of_array(self.backend, then.array), kind_of_array(self.backend, otherwise.array)}
+        kind = "real" if "real" in kinds else kinds.pop()
+        return combine(self.backend, self.backend.where, test, lift(self.backend, then, kind),
+                       lift(self.backend, otherwise, kind))
+
+    def call(self, node: Call, scope: Scope) -> Named:
+        arguments = [self.value(argument, scope) for argument in node.arguments]
+        if node.function in elementwise.SINGULAR:
+            arguments = [self.safe(argument, scope) for argument in arguments]
+        kinds = {kind_of_array(self.backend, argument.array) for argument in arguments}
+        value = elementwise.function(self.backend, node.function, arguments, "int" if kinds == {"int"} else "real")
+        if node.function in elementwise.INEXACT:
+            value = self.arithmetic.elementwise(node.function, value, arguments, self.backend)
+        return value
+
+    def safe(self, value: Named, scope: Scope) -> Named:
+        """The value with 1 in places that conditions exclude, where gradients may be taken."""
+        if not self.backend.differentiable or not scope.guards or is_scalar(value.array):
+            return value
+        guard = conjunction(self.backend, scope.guards)
+        if guard is None or kind_of_array(self.backend, value.array) != "real":
+            return value
+        return combine(self.backend, lambda g, x: self.backend.where(g, x, 1.0), guard, value)
+
+    # Conditions that exclude errors ------------------------------------------------------------------------------
+
+    def check(self, bad: Any, node: Node, scope: Scope, message: str, detail: Any = None) -> None:
+        """Raises EvaluationError when `bad()` is true somewhere that the conditions around do not exclude."""
+        found: Named = bad()
+        if not self.backend.truth(found.array):
+            return
+        guard = conjunction(self.backend, scope.guards)
+        if guard is not None:
+            found = combine(self.backend, lambda a, b: a & b, found, guard)
+            if not self.backend.truth(found.array):
+                return
+        place = ""
+        if found.axes:
+            flags = self.backend.to_numpy(found.array)
+            first = [int(k[0]) for k in flags.nonzero()]
+            at = []
+            for axis, k in zip(found.axes, first):
+                domain = scope.domains.get(axis)
+                at.append(f"{axis}={domain[k] if isinstance(domain, tuple) else k}")
+            place = f" at {', '.join(at)}"
+            if detail is not None:
+                place += detail(dict(zip(found.axes, first)))
+        elif detail is not None:
+            place = detail({})
+        raise self.error(f"{message}{place}", node)
+
+    def inside(self, value: Named, low: int, high: int, node: Node, scope: Scope, label: str) -> Named:
+        """Integer positions checked to be in low..high, moved inside where a condition excludes them anyway."""
+        backend = self.backend
+        if is_scalar(value.array):
+            if not low <= value.array <= high:
+                self.check(lambda: Named(backend.asarray(True, "bool")), node, scope,
+                           f"{label} is {value.array}, outside {low}..{high}")
+                return Named(min(max(value.array, low), max(high, low)))
+            return value
+
+        def detail(at: Mapping[str, int]) -> str:
+            shown = value.array[tuple(at.get(axis, 0) for axis in value.axes)]
+            return f": it is {int(shown)}"
+
+        flags = (value.array < low) | (value.array > high)
+        if not backend.truth(flags):
+            return value
+        self.check(lambda: Named(flags, value.axes), node, scope, f"{label} is outside {low}..{high}", detail)
+        return Named(backend.where(flags, low, value.array), value.axes)
+
+    # References --------------------------------------------------------------------------------------------------
+
+    def reference(self, node: Ref, scope: Scope) -> Named:
+        """`name[subscripts]`: an input or a definition at the positions that the subscripts give."""
+        name = node.name
+        if scope.step is not None and name in scope.step.scan.names:
+            return self.in_step(node, scope, scope.step)
+        if name in self.scans:
+            return self.scanned_reference(node, scope)
+        defined = name in self.program.definitions
+        if defined:
+            axes = left_indices(self.program.definitions[name])
+        else:
+            axes = self.program.declarations.inputs[name].axes
+            target = self.input(name, node)
+        chosen: dict[str, Subscript] = {}
+        wanted: list[Domain] = []
+        for position, (axis, subscript) in enumerate(zip(axes, node.subscripts), 1):
+            pick, domain = self.subscript(node, subscript, scope, position, 0, self.size(axis) - 1, defined)
+            chosen[axis] = pick
+            wanted.append(domain)
+        if defined:
+            target = self.tensor(name, tuple(wanted))
+            for axis, domain in zip(axes, wanted):
+                pick = chosen[axis]
+                if domain is not None and isinstance(pick, int):
+                    chosen[axis] = domain.index(pick)
+                elif domain is not None and isinstance(pick, Named):
+                    chosen[axis] = positions(self.backend, pick, domain)
+        else:
+            for axis, pick in list(chosen.items()):
+                if isinstance(pick, str) and axis in target.axes:
+                    domain = scope.domains[pick]
+                    if isinstance(domain, tuple):
+                        target = Named(self.backend.take(target.array, domain, target.axes.index(axis)), target.axes)
+        return select(self.backend, target, chosen)
+
+    def subscript(self, node: Ref, subscript: Node, scope: Scope, position: int, low: int, high: int,
+                  defined: bool) -> tuple[Subscript, Domain]:
+        """One subscript: an index to rename to, a number, or positions; and the values of the axis that it needs."""
+        if isinstance(subscript, Name) and subscript.id in scope.domains:
+            domain = scope.domains[subscript.id]
+            if not isinstance(domain, int) and low == 0 and self.size(subscript.id) == high + 1:
+                return subscript.id, domain
+            if isinstance(domain, int) and scope.step is not None and low <= domain <= high:
+                reach = scope.step.reach
+                return domain, reach if high + 1 == self.size(subscript.id) else None
+        value = self.value(subscript, scope)
+        value = self.inside(value, low, high, subscript, scope, f"subscript {position} of '{node.name}'")
+        if is_scalar(value.array) or not value.axes:
+            number = int(value.array)
+            return number, (number,) if defined and scope.step is None and low <= number <= high else None
+        if defined and scope.restricted:
+            values = tuple(sorted({int(v) for v in self.backend.to_numpy(value.array).ravel().tolist()}))
+            if len(values) < high - low + 1:
+                return value, values
+        return value, None
+
+    def in_step(self, node: Ref, scope: Scope, step: Step) -> Named:
+        """A reference inside a recurrence to a member of it, at this step or the one before."""
+        definition = self.program.definitions[node.name]
+        axis = axis_of(definition, step.scan.index)
+        assert axis is not None
+        target = step.before if shift_of(node.subscripts[axis], step.scan.index) else step.now
+        chosen: dict[str, Subscript] = {}
+        for position, (name, subscript) in enumerate(zip(left_indices(definition), node.subscripts)):
+            if position != axis:
+                chosen[name] = self.subscript(node, subscript, scope, position + 1, 0, self.size(name) - 1, False)[0]
+        return select(self.backend, target[node.name], chosen)
+
+    def scanned_reference(self, node: Ref, scope: Scope) -> Named:
+        """A reference from outside to a member of a recurrence, its boundary included."""
+        from attnspec.spec.language.scan import run_scan
+
+        scan = self.scans[node.name]
+        definition = self.program.definitions[node.name]
+        size = self.size(scan.index)
+        edge = node.name in self.program.boundaries
+        low = -1 if edge and scan.step > 0 else 0
+        high = size if edge and scan.step < 0 else size - 1
+        chosen: dict[str, Subscript] = {}
+        time_axis = scan.index
+        needed = low if scan.step > 0 else high
+        restricted: Domain = None
+        for position, (axis, subscript) in enumerate(zip(left_indices(definition), node.subscripts), 1):
+            if axis != time_axis:
+                pick, _ = self.subscript(node, subscript, scope, position, 0, self.size(axis) - 1, False)
+                if isinstance(pick, str) and isinstance(scope.domains[pick], tuple):
+                    pick = self.name(subscript, pick, scope)
+                chosen[axis] = pick
+                continue
+            if isinstance(subscript, Name) and subscript.id in scope.domains and (
+                scope.domains[subscript.id] is None and self.size(subscript.id) == size
+            ):
+                chosen[axis] = subscript.id
+                needed = high if scan.step > 0 else low
+                continue
+            value = self.value(subscript, scope)
+            value = self.inside(value, low, high, subscript, scope, f"subscript {position} of '{node.name}'")
+            chosen[axis] = int(value.array) if is_scalar(value.array) or not value.axes else value
+            flat = self.backend.to_numpy(lift(self.backend, value).array).ravel()
+            if flat.size:
+                needed = int(flat.max() if scan.step > 0 else flat.min())
+            restricted = ()
+        if restricted is None or not (scope.restricted or scope.step is None):
+            needed = size - 1 if scan.step > 0 else 0
+        state, start = run_scan(self, scan, node.name, needed)
+        pick = chosen[time_axis]
+        if isinstance(pick, str):
+            if time_axis in state.axes:
+                at = state.axes.index(time_axis)
+                cut = [slice(None)] * len(state.axes)
+                cut[at] = slice(-start, -start + size)
+                state = Named(state.array[tuple(cut)], state.axes)
+        elif isinstance(pick, int):
+            chosen[time_axis] = pick - start
+        else:
+            chosen[time_axis] = Named(pick.array - start, pick.axes)
+        return select(self.backend, state, chosen)
+
+    # Reductions --------------------------------------------------------------------------------------------------
+
+    def reduce(self, node: Reduce, scope: Scope) -> Named:
+        """A reduction or a normalizer."""
+        backend, indices = self.backend, node.indices
+        lengths = {index: self.size(index) for index in indices}
+        domains = {**scope.domains, **dict.fromkeys(indices)}
+        inner = Scope(domains, tuple(self.hidden(guard, indices) for guard in scope.guards), scope.step)
+        condition: Named | None = None
+        if node.condition is not None:
+            condition = lift(backend, self.value(node.condition, inner), "bool")
+            inner = replace(inner, guards=(*inner.guards, condition))
+        if node.op in ("sum", "mean"):
+            return sum_of(self, node, inner, condition, lengths)
+        body = self.value(node.body, inner)
+        match node.op:
+            case "softmax":
+                value = reductions.softmax(backend, body, condition, indices, lengths)
+                value = self.arithmetic.reduced("softmax", value, value, indices, backend)
+                return self.at_outer(value, indices, scope)
+            case "logsumexp":
+                value = reductions.logsumexp(backend, body, condition, indices, lengths)
+                if self.arithmetic.samples is None:
+                    return value
+                source = reductions.masked(backend, lift(backend, body, "real"), condition, -math.inf)
+                return self.arithmetic.reduced("logsumexp", value, source, indices, backend)
+            case "prod":
+                value = reductions.product(backend, body, condition, indices, lengths)
+                return self.arithmetic.reduced("prod", value, lift(backend, body), indices, backend)
+            case "max" | "min":
+                if kind_of_array(backend, body.array) == "int":
+                    number = reductions.count(backend, condition, indices, lengths)
+                    self.check(lambda: self._bad(number, lambda x: x == 0), node, scope,
+                               f"{node.op} of integers over nothing")
+                return reductions.extreme(backend, node.op, body, condition, indices, lengths)
+            case "any" | "all":
+                return reductions.quantifier(backend, node.op, body, condition, indices, lengths)
+        bad = reductions.has_nan(backend, body, condition)
+        if bad is not None:
+            self.check(lambda: bad, node.body, inner, f"NaN in the operand of {node.op}")
+            body = Named(backend.where(backend.isnan(body.array), 0.0, body.array), body.axes)
+        if node.op == "argmax":
+            return reductions.argmax(backend, body, condition, indices[0], lengths)
+        return self.at_outer(reductions.order(backend, node.op, body, condition, indices[0], lengths), indices, scope)
+
+    def hidden(self, guard: Named, indices: tuple[str, ...]) -> Named:
+        """A condition as seen from inside a reduction that binds some of its indices anew: true where any value is."""
+        if is_scalar(guard.array) or not set(guard.axes) & set(indices):
+            return guard
+        lengths = guard.lengths()
+        return reductions.quantifier(self.backend, "any", guard, None, [i for i in indices if i in guard.axes], lengths)
+
+    def at_outer(self, value: Named, indices: tuple[str, ...], scope: Scope) -> Named:
+        """A normalizer's value at the outer value of its indices."""
+        for index in indices:
+            domain = scope.domains[index]
+            if domain is None or index not in value.axes:
+                continue
+            axis = value.axes.index(index)
+            if isinstance(domain, int):
+                value = select(self.backend, value, {index: domain})
+            else:
+                value = Named(self.backend.take(value.array, domain, axis), value.axes)
+        return value
+
+
+def _negative(node: Node) -> bool:
+    return isinstance(node, Num) and node.value < 0

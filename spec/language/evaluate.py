@@ -1,0 +1,232 @@
+"""`evaluate`: from arrays and options to the outputs' arrays.
+
+It binds sizes and options, converts inputs, runs the evaluator (`arrays`) for the outputs that are wanted and the rows
+that are wanted, and lays the results out as declared. Bad arguments give one clear EvaluationError each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from attnspec.spec.language.arithmetic import EXACT, SAMPLES, Arithmetic
+from attnspec.spec.language.arrays import Domain, Evaluator
+from attnspec.spec.language.backend import Backend, backend_for
+from attnspec.spec.language.check import left_indices
+from attnspec.spec.language.errors import EvaluationError
+from attnspec.spec.language.macros import children
+from attnspec.spec.language.named import Named, expanded
+from attnspec.spec.language.sizes import index_size, infer_sizes, resolve_options, shape_of
+from attnspec.spec.language.static import Setting, plan_for, static_value
+from attnspec.spec.language.syntax import InputDecl, Name, Program, Ref
+from attnspec.spec.language.text import near
+
+
+def evaluate(program: Program, inputs: Mapping[str, Any], options: Mapping[str, Any] | None = None, *,
+             sizes: Mapping[str, int] | None = None, outputs: Sequence[str] | None = None,
+             rows: Mapping[str, Sequence[int]] | None = None, xp: Any = None, arithmetic: Arithmetic = EXACT,
+             intermediates: bool = False) -> dict[str, Any]:
+    """Evaluate equations on arrays.
+
+    Args:
+        program: checked equations.
+        inputs: name -> array of shape [batch axes that the input declares..., its axes...]; None means absent.
+        options: name -> value; the others take their defaults.
+        sizes: sizes that no shape determines.
+        outputs: names of definitions to return; default all declared outputs.
+        rows: index -> values; outputs hold only these values along that index (an output or batch axis), and
+            intermediates are computed only as far as these need them.
+        xp: array namespace: NumPy (default; float64) or torch (float64, with autograd), or another that follows the
+            Python array API standard.
+        arithmetic: hook that disturbs the arithmetic (see `arithmetic`).
+        intermediates: also return every definition that was computed in full.
+
+    Returns:
+        name -> array of shape [batch axes..., axes...], with a leading sample axis when the arithmetic adds one.
+
+    Raises:
+        EvaluationError: inputs, sizes or options that do not fit, or a gather outside its tensor.
+    """
+    with np.errstate(all="ignore"):
+        given = {name: value for name, value in inputs.items() if value is not None}
+        file, declarations = program.file, program.declarations
+        found = infer_sizes(declarations, given, sizes, options=options, file=file)
+        resolved = resolve_options(declarations, options, found, file=file)
+        present = frozenset(given) | {name for name, value in resolved.items() if value is not None}
+        wanted = _wanted(program, outputs)
+        backend = backend_for(xp, list(given.values()))
+        picks = _rows(program, wanted, rows, found)
+        named = {
+            name: _input(backend, declarations.inputs[name], value, picks, file) for name, value in given.items()
+        }
+        plan = plan_for(program, Setting(found, resolved, present))
+        evaluator = Evaluator(plan, named, backend, arithmetic)
+        try:
+            if not any(axis not in declarations.batch for axis in picks):
+                _in_order(evaluator, wanted)
+            results = {name: _output(evaluator, name, picks, found) for name in wanted}
+            if intermediates:
+                for name in program.order:
+                    key = (name, (None,) * len(program.definitions[name].subscripts))
+                    if name not in results and (key in evaluator.done or name in evaluator.scanned):
+                        results[name] = _output(evaluator, name, picks, found)
+            return results
+        except RecursionError:
+            raise EvaluationError("definitions depend on each other too deeply to be evaluated row by row",
+                                  file=file) from None
+
+
+def _wanted(program: Program, outputs: Sequence[str] | None) -> list[str]:
+    if outputs is None:
+        return list(program.declarations.outputs)
+    if isinstance(outputs, str):
+        outputs = [outputs]
+    for name in outputs:
+        if name not in program.definitions:
+            raise EvaluationError(f"unknown output '{name}'{near(name, program.definitions)}", file=program.file)
+    return list(outputs)
+
+
+def _axes(program: Program, name: str) -> tuple[str, ...]:
+    """The axes of a result in order: as the output declares them, or as on the definition's left side."""
+    output = program.declarations.outputs.get(name)
+    return output.axes if output is not None else left_indices(program.definitions[name])
+
+
+def _rows(program: Program, wanted: Sequence[str], rows: Mapping[str, Sequence[int]] | None,
+          sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The checked row restriction."""
+    picks: dict[str, tuple[int, ...]] = {}
+    declarations, file = program.declarations, program.file
+    for index, values in (rows or {}).items():
+        if index not in declarations.indices and index not in declarations.batch:
+            raise EvaluationError(f"rows name '{index}', which is no index{near(index, declarations.indices)}", file=file)
+        if index not in declarations.batch and not any(index in _axes(program, name) for name in wanted):
+            raise EvaluationError(f"rows name '{index}', which is no axis of {', '.join(wanted)}", file=file)
+        size = static_value(index_size(declarations, index), sizes=sizes, file=file)
+        picked = tuple(int(value) for value in values)
+        outside = [value for value in picked if isinstance(size, int) and not 0 <= value < size]
+        if outside:
+            raise EvaluationError(f"rows of '{index}' hold {outside[0]}, outside 0..{int(size or 0) - 1}", file=file)
+        picks[index] = picked
+    return picks
+
+
+def _input(backend: Backend, decl: InputDecl, value: Any, picks: Mapping[str, tuple[int, ...]], file: str) -> Named:
+    """An input as a named array; axes along which it is broadcast are dropped, batch axes restricted to rows."""
+    _check_kind(decl, value, file)
+    array = backend.asarray(value, decl.kind)
+    axes: list[str] = []
+    cut: list[int | slice] = []
+    for axis, length in zip((*decl.batch, *decl.axes), shape_of(array)):
+        if length == 1 and axis in decl.broadcast:
+            cut.append(0)
+        else:
+            cut.append(slice(None))
+            axes.append(axis)
+    if len(axes) < len(cut):
+        array = array[tuple(cut)]
+    for axis in decl.batch:
+        if axis in picks and axis in axes:
+            array = backend.take(array, picks[axis], axes.index(axis))
+    return Named(array, tuple(axes))
+
+
+def _check_kind(decl: InputDecl, value: Any, file: str) -> None:
+    """Refuses arrays that would lose information: reals for integers, numbers other than 0 and 1 for conditions."""
+    dtype = str(getattr(value, "dtype", type(value).__name__))
+    if decl.kind == "real":
+        if "complex" in dtype or "object" in dtype or "str" in dtype or dtype.startswith("<U"):
+            raise EvaluationError(f"input '{decl.name}' has dtype {dtype}, expected real numbers", file=file)
+        return
+    if "bool" in dtype:
+        if decl.kind == "int":
+            raise EvaluationError(f"input '{decl.name}' has dtype {dtype}, expected integers", file=file)
+        return
+    if decl.kind == "int" and "int" in dtype:
+        return
+    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    wanted = "integers" if decl.kind == "int" else "conditions (True or False)"
+    if array.dtype.kind not in "iuf":
+        raise EvaluationError(f"input '{decl.name}' has dtype {dtype}, expected {wanted}", file=file)
+    fits = (array == np.floor(array)) if decl.kind == "int" else (array == 0) | (array == 1)
+    if not fits.all():
+        raise EvaluationError(f"input '{decl.name}' has dtype {dtype} with values that are no {wanted}", file=file)
+
+
+def _needed(evaluator: Evaluator, wanted: Sequence[str]) -> set[str]:
+    """The definitions that the wanted ones use, after folding."""
+    program, plan = evaluator.program, evaluator.plan
+    needed: set[str] = set()
+    todo = list(wanted)
+    while todo:
+        name = todo.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        bodies = [plan.bodies[name], *([plan.edges[name]] if name in plan.edges else [])]
+        stack = [body for body in bodies if not isinstance(body, EvaluationError)]
+        while stack:
+            node = stack.pop()
+            used = node.name if isinstance(node, Ref) else node.id if isinstance(node, Name) else ""
+            if used in program.definitions:
+                todo.append(used)
+            stack.extend(children(node))
+    return needed
+
+
+def _in_order(evaluator: Evaluator, wanted: Sequence[str]) -> None:
+    """Computes what is needed in full, each definition after those it uses, so that chains of any length do."""
+    needed = _needed(evaluator, wanted)
+    for name in evaluator.program.order:
+        if name in needed and name not in evaluator.scans:
+            evaluator.tensor(name, (None,) * len(evaluator.program.definitions[name].subscripts))
+
+
+def _output(evaluator: Evaluator, name: str, picks: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]) -> Any:
+    """A definition laid out as [samples, batch axes..., axes...]."""
+    program, backend = evaluator.program, evaluator.backend
+    declarations = program.declarations
+    left = left_indices(program.definitions[name])
+    domains: dict[str, Domain] = {}
+    for axis in left:
+        values = tuple(sorted(set(picks[axis]))) if axis in picks else None
+        full = values is not None and values == tuple(range(evaluator.size(axis)))
+        domains[axis] = None if full else values
+    if name in evaluator.scans:
+        from attnspec.spec.language.arrays import Scope
+
+        value = evaluator.value(Ref(name, tuple(Name(axis) for axis in left)), Scope(domains))
+    else:
+        value = evaluator.tensor(name, tuple(domains[axis] for axis in left))
+    lengths: dict[str, int] = value.lengths()
+    axes: list[str] = [SAMPLES] if SAMPLES in lengths else []
+    for axis in declarations.batch:
+        size = static_value(index_size(declarations, axis), sizes=sizes, file=program.file)
+        axes.append(axis)
+        lengths.setdefault(axis, len(picks[axis]) if axis in picks else size if isinstance(size, int) else 1)
+    for axis in _axes(program, name):
+        domain = domains[axis]
+        axes.append(axis)
+        lengths.setdefault(axis, evaluator.size(axis) if domain is None else len(domain))
+    array = expanded(backend, value, axes, lengths)
+    for axis in left:
+        if axis in picks and picks[axis] != (domains[axis] or tuple(range(evaluator.size(axis)))):
+            domain = domains[axis] or tuple(range(evaluator.size(axis)))
+            order = [domain.index(row) for row in picks[axis]]
+            array = backend.take(array, order, axes.index(axis))
+    return backend.own(array)
+
+
+def missing_lines(program: Program) -> Iterator[str]:
+    """Names of definitions that no output uses."""
+    used = set(program.declarations.outputs)
+    for definition in (*program.definitions.values(), *program.boundaries.values()):
+        stack = [definition.body]
+        while stack:
+            node = stack.pop()
+            used.add(node.name if isinstance(node, Ref) else node.id if isinstance(node, Name) else "")
+            stack.extend(children(node))
+    yield from (name for name in program.definitions if name not in used)

@@ -1,0 +1,443 @@
+"""Laws: what must hold between two calls of a mechanism, stated in the equation language and checked for anyone.
+
+An invariant, an identity or a claim is data in the mechanism's file:
+
+    [[identity]]
+    name = "gqa_is_mha_with_repeated_heads"
+    statement = "grouped heads equal multi-head attention over repeated keys and values"
+    other_sizes = { Hk = "H" }
+    other = '''
+    K_[g,j,d] = K[g // G,j,d]
+    V_[g,j,e] = V[g // G,j,e]
+    '''
+    equal = "O[h,i,e] = O_[h,i,e]"
+
+The first call gets drawn inputs. The second call gets the same, changed by the equations in `other` (a name with a
+trailing underscore belongs to the second call), `other_options` and `other_sizes`. Then `equal` states outputs of the
+first call through those of the second, and `holds` states conditions that are true everywhere. Gradients are at hand
+as `dQ`, `dK`, …, cotangents as `dO`, `dLSE`, when the law names `cotangents`; the definitions of the equations
+(`P`, `keep`, …) are always those of the first call.
+
+Used by the property tests for the spec itself, the reference and every implementation, and by the proofs with SymPy.
+A law that refers to something unknown is refused when it is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from attnspec.spec.language import (
+    Declarations,
+    InputDecl,
+    OutputDecl,
+    Program,
+    SizeDecl,
+    SpecError,
+    evaluate,
+    read,
+    read_expression,
+    static_value,
+)
+from attnspec.spec.language.syntax import Name, Node
+
+if TYPE_CHECKING:
+    from attnspec.spec.mechanism import Mechanism
+
+Call = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
+"""inputs, options -> outputs by name."""
+Gradient = Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
+"""inputs, options, cotangents -> gradients by input name."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """An extra drawn quantity of a law, such as a permutation: its axes and where its values come from."""
+
+    name: str
+    axes: tuple[str, ...]
+    values: str
+    batch: bool = False
+
+
+@dataclass(frozen=True)
+class Law:
+    """One invariant, identity or claim. Texts are equations; see the module's header for their meaning."""
+
+    kind: str
+    name: str
+    statement: str
+    given: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    indices: Mapping[str, str] = field(default_factory=dict)
+    where: str = ""
+    cotangents: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    draws: tuple[Draw, ...] = ()
+    values: Mapping[str, str] = field(default_factory=dict)
+    other: str = ""
+    without: tuple[str, ...] = ()
+    other_options: Mapping[str, Any] = field(default_factory=dict)
+    other_sizes: Mapping[str, str] = field(default_factory=dict)
+    equal: str = ""
+    holds: str = ""
+    exact: bool = False
+    prove: bool = False
+    refuted: str = ""
+    breaks: tuple[tuple[str, str], ...] = ()
+    source: str = ""
+
+    @property
+    def two_calls(self) -> bool:
+        return bool(self.other or self.other_options or self.other_sizes or self.without)
+
+
+def laws(mechanism: Mechanism) -> list[Law]:
+    """All laws that the mechanism's file states.
+
+    Raises:
+        SpecError: an entry has an unknown key, or neither `equal` nor `holds`.
+    """
+    found = []
+    for kind, entries in (
+        ("invariant", mechanism.invariants),
+        ("identity", mechanism.identities),
+        ("claim", mechanism.claims),
+    ):
+        found += [_law(mechanism, kind, entry) for entry in entries]
+    names = [law.name for law in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise SpecError(f"two laws are called {name!r}", file=mechanism.name)
+    return found
+
+
+def _law(mechanism: Mechanism, kind: str, entry: Mapping[str, Any]) -> Law:
+    known = {f.name for f in dataclasses.fields(Law)} - {"kind", "draws"} | {"draw"}
+    stray = sorted(set(entry) - known)
+    if stray:
+        raise SpecError(f"{kind} {entry.get('name')!r} has the unknown key {stray[0]!r}", file=mechanism.name)
+    if not entry.get("equal") and not entry.get("holds"):
+        raise SpecError(f"{kind} {entry.get('name')!r} states neither `equal` nor `holds`", file=mechanism.name)
+    draws = tuple(
+        Draw(name, tuple(d.get("axes", ())), d["values"], d.get("batch", False))
+        for name, d in entry.get("draw", {}).items()
+    )
+    rest = {key: value for key, value in entry.items() if key != "draw"}
+    for key in ("given", "without", "absent"):
+        rest[key] = tuple(rest.get(key, ()))
+        for name in rest[key]:
+            if name not in mechanism.inputs:
+                raise SpecError(f"{kind} {entry['name']!r}: {key} names the unknown input {name!r}", file=mechanism.name)
+    rest["cotangents"] = tuple(rest.get("cotangents", ()))
+    rest["breaks"] = tuple((b["replace"], b["by"]) for b in rest.get("breaks", ()))
+    return Law(kind, draws=draws, **rest)
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A law that does not hold: which line, where, and the two values."""
+
+    law: str
+    what: str
+    index: tuple[int, ...]
+    got: float
+    want: float
+
+    def __str__(self) -> str:
+        return f"{self.law}: {self.what}{list(self.index)} is {self.got!r}, the law says {self.want!r}"
+
+
+@dataclass(repr=False)
+class Trial:
+    """A law with its drawn inputs: `inputs` and `options` of the first call, `extra` of the law itself."""
+
+    mechanism: Mechanism
+    law: Law
+    inputs: dict[str, Any]
+    options: dict[str, Any]
+    extra: dict[str, Any]
+    cotangents: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        given = {**self.inputs, **self.extra}
+        shapes = ", ".join(f"{name}{list(np.shape(value))}" for name, value in given.items())
+        return f"<Trial of {self.law.name}: {shapes}; options {self.options}>"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))
+
+    def second_call(self, evaluator: Callable[..., dict[str, Any]] = evaluate) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Inputs and options of the second call."""
+        law, mechanism = self.law, self.mechanism
+        sizes, resolved = mechanism.resolve(self.inputs, self.options)
+        changed = dict(self.options)
+        for name, value in law.other_options.items():
+            changed[name] = self._static(value, sizes, resolved) if isinstance(value, str) else value
+            if isinstance(value, str) and name in mechanism.options and value in mechanism.options[name].choices:
+                changed[name] = value
+            if value == "null":
+                del changed[name]
+        inputs = {name: value for name, value in self.inputs.items() if name not in law.without}
+        if law.other:
+            other_sizes = {
+                name: int(self._static(text, sizes, resolved)) for name, text in law.other_sizes.items()
+            }
+            program = self._other_program()
+            free = {name: size for name, size in sizes.items() if mechanism.sizes[name].value is None}
+            second = {f"{name}_": size for name, size in {**free, **other_sizes}.items()}
+            context = {**self.inputs, **self.extra, **self.definitions(law.other)}
+            used = {name: value for name, value in context.items() if _mentions(law.other, name)}
+            values = evaluator(program, used, _set(resolved), sizes={**free, **second})
+            for name, value in values.items():
+                target = name.removesuffix("_")
+                decl = mechanism.inputs[target]
+                inputs[target] = _cast(value, decl.kind)
+        return inputs, changed
+
+    def _static(self, text: str, sizes: Mapping[str, int], options: Mapping[str, Any]) -> Any:
+        scalars = {name: value.item() for name, value in self.extra.items() if np.ndim(value) == 0}
+        if text in self.mechanism.options and self.mechanism.options[text].choices:
+            return options[text]
+        node = _with_scalars(read_expression(text, file=self.law.name), scalars)
+        present = frozenset(self.inputs)
+        return static_value(node, sizes=sizes, options=options, present=present) if text != "null" else None
+
+    def _other_program(self) -> Program:
+        """The equations of `other`: free indices run over the second call's sizes."""
+        mechanism, law = self.mechanism, self.law
+        base = mechanism.declarations
+        sizes = _doubled_sizes(base)
+        # `j` on the left runs over the second call's M; the first call's tensors get their own index of size M.
+        program_indices = {name: _rename_sizes(node, base, "_") for name, node in base.indices.items()}
+        program_indices |= {f"{name}_first": node for name, node in base.indices.items()}
+        for name, text in law.indices.items():
+            node = read_expression(text, file=law.name)
+            program_indices |= {name: node, f"{name}_first": node}
+        names = [*base.inputs, *(draw.name for draw in law.draws), *mechanism.program.definitions]
+        mentioned = [name for name in names if _mentions(law.other, name)]
+        inputs = {name: self._context_decl(name, "_first") for name in mentioned}
+        names = [line.split("[")[0].split("=")[0].strip() for line in _lines(law.other)]
+        outputs = {}
+        for name in names:
+            target = name.removesuffix("_")
+            if not name.endswith("_") or target not in mechanism.inputs:
+                raise SpecError(f"law {law.name!r}: `other` defines {name!r}; expected an input's name with a trailing underscore", file=mechanism.name)
+            outputs[name] = OutputDecl(name, mechanism.inputs[target].axes)
+        declarations = Declarations(sizes, program_indices, inputs, base.options, outputs, base.batch)
+        return read(law.other, declarations, file=f"{mechanism.name} [{law.name}.other]")
+
+    def definitions(self, text: str) -> dict[str, Any]:
+        """The first call's tensors, from the equations, that `text` mentions; outputs excepted."""
+        wanted = [
+            name
+            for name in self.mechanism.program.definitions
+            if name not in self.mechanism.outputs and _mentions(text, name)
+        ]
+        return self.mechanism.evaluate(self.inputs, self.options, outputs=wanted) if wanted else {}
+
+    def _draw_decl(self, draw: Draw, suffix: str) -> InputDecl:
+        kind = "int" if draw.values.startswith(("permutation", "integer")) else "real"
+        kind = "bool" if draw.values.startswith("bool") else kind
+        batch = self.mechanism.batch if draw.batch else ()
+        return InputDecl(draw.name, tuple(f"{a}{suffix}" for a in draw.axes), batch=batch, kind=kind)  # type: ignore[arg-type]
+
+    def verdict(
+        self,
+        first: Mapping[str, Any],
+        second: Mapping[str, Any] | None,
+        *,
+        other_inputs: Mapping[str, Any] | None = None,
+        gradients: Mapping[str, Any] | None = None,
+        other_gradients: Mapping[str, Any] | None = None,
+        tolerance: float,
+    ) -> Violation | None:
+        """Compare what the law says with what came.
+
+        Args:
+            first, second: outputs of the two calls, `gradients` and `other_gradients` theirs where the law needs them.
+            tolerance: allowed difference relative to 1 + the largest finite magnitude of the tensor.
+        """
+        law = self.law
+        context: dict[str, Any] = {**self.inputs, **self.extra, **first}
+        context |= self.definitions(law.equal + "\n" + law.holds)
+        context |= {f"{name}_": value for name, value in (other_inputs or {}).items()}
+        context |= {f"{name}_": value for name, value in (second or {}).items()}
+        context |= {f"d{name}": value for name, value in self.cotangents.items()}
+        context |= {f"d{name}": value for name, value in (gradients or {}).items()}
+        context |= {f"d{name}_": value for name, value in (other_gradients or {}).items()}
+        for text, check in ((law.equal, self._equal), (law.holds, self._holds)):
+            if text:
+                violation = check(text, context, tolerance)
+                if violation is not None:
+                    return violation
+        return None
+
+    def _equal(self, text: str, context: dict[str, Any], tolerance: float) -> Violation | None:
+        got = {}
+        lines = []
+        for line in _lines(text):
+            head, _, body = line.partition("=")
+            name = head.split("[")[0].strip()
+            got[f"want_{name}"] = name
+            lines.append(f"want_{head.strip()} = {body.strip()}")
+        wanted = self._context_values("\n".join(lines), context)
+        for key, want in wanted.items():
+            name = got[key]
+            have = np.asarray(context[name], dtype=float)
+            want = np.broadcast_to(np.asarray(want, dtype=float), have.shape)
+            violation = compare(self.law.name, name, have, want, 0.0 if self.law.exact else tolerance)
+            if violation is not None:
+                return violation
+        return None
+
+    def _holds(self, text: str, context: dict[str, Any], tolerance: float) -> Violation | None:
+        values = self._context_values(text, {**context, "tol": np.asarray(tolerance)})
+        for name, value in values.items():
+            value = np.asarray(value, dtype=bool)
+            if not value.all():
+                index = tuple(int(k) for k in np.argwhere(~value)[0])
+                return Violation(self.law.name, name, index, 0.0, 1.0)
+        return None
+
+    def _context_values(self, text: str, context: dict[str, Any]) -> dict[str, Any]:
+        mechanism = self.mechanism
+        base = mechanism.declarations
+        sizes = _doubled_sizes(base)
+        indices = dict(base.indices)
+        indices |= {f"{name}_second": _rename_sizes(node, base, "_") for name, node in base.indices.items()}
+        indices |= {name: read_expression(size, file=self.law.name) for name, size in self.law.indices.items()}
+        used = {name: value for name, value in context.items() if _mentions(text, name)}
+        inputs = {name: self._context_decl(name) for name in used}
+        outputs = {}
+        for line in _lines(text):
+            head = line.partition("=")[0]
+            name, _, axes = head.strip().partition("[")
+            outputs[name.strip()] = OutputDecl(
+                name.strip(), tuple(a.strip() for a in axes.rstrip("] ").split(",") if a.strip())
+            )
+        declarations = Declarations(sizes, indices, inputs, base.options, outputs, base.batch)
+        program = read(text, declarations, file=f"{mechanism.name} [{self.law.name}]")
+        first_sizes, resolved = mechanism.resolve(self.inputs, self.options)
+        return evaluate(program, used, _set(resolved), sizes=first_sizes, outputs=list(outputs))
+
+    def _context_decl(self, name: str, first_suffix: str = "") -> InputDecl:
+        """Declaration of a tensor that a law's equations mention, with its axes over the right call's sizes."""
+        mechanism = self.mechanism
+        if name == "tol":
+            return InputDecl("tol", ())
+        for draw in self.law.draws:
+            if draw.name == name:
+                return self._draw_decl(draw, first_suffix)
+        second = name.endswith("_")
+        plain = name.removesuffix("_")
+        suffix = "_second" if second else first_suffix
+        broadcast: tuple[str, ...] = ()
+        if plain in mechanism.inputs:
+            decl = mechanism.inputs[plain]
+            axes, batch, broadcast, kind = decl.axes, decl.batch, decl.broadcast, decl.kind
+        elif plain in mechanism.outputs:
+            axes, batch, kind = mechanism.outputs[plain].axes, mechanism.batch, "real"
+        elif plain[:1] == "d" and plain[1:] in mechanism.outputs:
+            axes, batch, kind = mechanism.outputs[plain[1:]].axes, mechanism.batch, "real"
+        elif plain[:1] == "d" and plain[1:] in mechanism.inputs:
+            decl = mechanism.inputs[plain[1:]]
+            axes, batch, broadcast, kind = decl.axes, decl.batch, decl.broadcast, "real"
+        elif plain in mechanism.program.definitions and not second:
+            definition = mechanism.program.definitions[plain]
+            axes = tuple(s.id for s in definition.subscripts if isinstance(s, Name))
+            batch, kind = mechanism.batch, mechanism.program.kinds[plain]
+        else:
+            raise SpecError(f"law {self.law.name!r} refers to {name!r}, which is unknown there", file=mechanism.name)
+        return InputDecl(
+            name,
+            tuple(f"{axis}{suffix}" for axis in axes),
+            batch=batch,
+            kind=kind,  # type: ignore[arg-type]
+            broadcast=tuple(f"{axis}{suffix}" if axis in axes else axis for axis in broadcast),
+        )
+
+
+def compare(law: str, what: str, got: Any, want: Any, tolerance: float) -> Violation | None:
+    """None when equal within `tolerance` relative to 1 + the largest finite magnitude; infinities must match."""
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    finite = np.isfinite(want) & np.isfinite(got)
+    span = 1.0 + float(np.max(np.abs(want), initial=0.0, where=finite))
+    with np.errstate(invalid="ignore"):
+        close = finite & (np.abs(got - want) <= tolerance * span)
+    bad = ~(same | close)
+    if not bad.any():
+        return None
+    with np.errstate(invalid="ignore"):
+        gap = np.where(bad, np.where(finite, np.abs(got - want), np.inf), -1.0)
+    index = tuple(int(k) for k in np.unravel_index(int(np.argmax(gap)), gap.shape))
+    return Violation(law, what, index, float(got[index]), float(want[index]))
+
+
+def _lines(text: str) -> list[str]:
+    stripped = (line.split("#")[0].strip() for line in text.splitlines())
+    return [line for line in stripped if line]
+
+
+def _mentions(text: str, name: str) -> bool:
+    import re
+
+    return re.search(rf"(?<![A-Za-z0-9_]){re.escape(name)}(?![A-Za-z0-9_])", text) is not None
+
+
+def _set(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _cast(value: Any, kind: str) -> Any:
+    if getattr(value, "dtype", None) == object:
+        return value
+    return np.asarray(value).astype({"real": np.float64, "int": np.int64, "bool": bool}[kind])
+
+
+def _doubled_sizes(base: Declarations) -> dict[str, SizeDecl]:
+    """Sizes `M` of the first call and `M_` of the second."""
+    sizes = dict(base.sizes)
+    for name, decl in base.sizes.items():
+        value = _rename_sizes(decl.value, base, "_") if decl.value is not None else None
+        sizes[f"{name}_"] = SizeDecl(f"{name}_", decl.minimum, value)
+    return sizes
+
+
+def _rename_sizes(node: Node, base: Declarations, suffix: str) -> Node:
+    """The expression with every size name suffixed."""
+    if isinstance(node, Name):
+        return dataclasses.replace(node, id=node.id + suffix) if node.id in base.sizes else node
+    return _map_children(node, lambda child: _rename_sizes(child, base, suffix))
+
+
+def _with_scalars(node: Node, scalars: Mapping[str, Any]) -> Node:
+    from attnspec.spec.language.syntax import Num
+
+    if isinstance(node, Name) and node.id in scalars:
+        return Num(scalars[node.id], at=node.at)
+    return _map_children(node, lambda child: _with_scalars(child, scalars))
+
+
+def _map_children(node: Node, change: Callable[[Node], Node]) -> Node:
+    changes: dict[str, Any] = {}
+    for entry in dataclasses.fields(node):
+        value = getattr(node, entry.name)
+        if isinstance(value, Node):
+            changes[entry.name] = change(value)
+        elif isinstance(value, tuple) and any(isinstance(item, Node) for item in value):
+            changes[entry.name] = tuple(change(item) if isinstance(item, Node) else item for item in value)
+    return dataclasses.replace(node, **changes) if changes else node
+
+
+def find(mechanism: Mechanism, names: Sequence[str] | None = None) -> list[Law]:
+    """The laws with these names, all without."""
+    return [law for law in laws(mechanism) if names is None or law.name in names]
+
+
+__all__ = ["Call", "Draw", "Gradient", "Law", "Trial", "Violation", "compare", "find", "laws"]
