@@ -1,8 +1,8 @@
 """The names under which the field's functions take a mechanism's inputs and options.
 
-Read by `binding`. An alias counts only where the mechanism has the name that it stands for; names that mean different
-things in different libraries (`k_cache`, `alibi_slopes`, `lengths`) are left out on purpose: a wrong guess would judge
-a kernel by something that it does not compute.
+Read by `binding`. An alias counts only where the mechanism has the name that it stands for; names that mean
+different things in different libraries (`k_cache`, `alibi_slopes`, `lengths`) are left out on purpose: a
+wrong guess would judge a kernel by something that it does not compute.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ ALIASES: dict[str, str] = {
         "q_segment": ("q_segments", "q_segment_ids", "query_segment_ids"),
         "kv_segment": ("kv_segments", "kv_segment_ids", "key_segment_ids"),
         "q_length": ("q_lengths", "q_lens", "q_seqlen", "q_seqlens", "query_seq_lengths"),
-        "kv_length": ("kv_lengths", "kv_lens", "kv_seqlen", "kv_seqlens", "key_value_seq_lengths", "context_lens"),
+        "kv_length": (
+            "kv_lengths",
+            "kv_lens",
+            "kv_seqlen",
+            "kv_seqlens",
+            "key_value_seq_lengths",
+            "context_lens",
+        ),
         "left_pad": ("leftpad", "left_padding", "leftpad_k"),
         "k_pages": ("key_pages",),
         "v_pages": ("value_pages",),

@@ -1,9 +1,9 @@
 """From a mechanism's names to a function's parameters, and from what it returns to the mechanism's outputs.
 
-`bind` matches by name, ignoring case, with the aliases of `aliases`; the worker calls through the resulting `Binding`.
-A required parameter that stands for nothing known is a `CandidateError`. An input or option that the function does not
-take is named with its reason in the signature; it is never dropped in silence: `missing` says why a case cannot be
-posed to this candidate.
+`bind` matches by name, ignoring case, with the aliases of `aliases`; the worker calls through the resulting
+`Binding`. A required parameter that stands for nothing known is a `CandidateError`. An input or option that
+the function does not take is named with its reason in the signature; it is never dropped in silence:
+`missing` says why a case cannot be posed to this candidate.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ CANONICAL = "bhid"
 class Slot:
     """One parameter of the function and what goes into it.
 
-    `target` is the name of an input or option, or one of the special targets; `default` is the parameter's own.
+    `target` is the name of an input or option, or one of the special targets; `default` is the parameter's
+    own.
     """
 
     parameter: str
@@ -59,10 +60,11 @@ class Binding:
 
         Args:
             inputs: arrays of the candidate's framework by the mechanism's names, in the candidate's layout.
-            options: the options that the case sets. Others keep the function's own default where that default means
-                what the mechanism's default means, and are passed as `resolved` otherwise.
+            options: the options that the case sets. Others keep the function's own default where that default
+                means what the mechanism's default means, and are passed as `resolved` otherwise.
             resolved: every option with the mechanism's default filled in.
-            merge: function (mask, bias) -> bias with -inf where the mask is False, for a parameter that takes either.
+            merge: function (mask, bias) -> bias with -inf where the mask is False, for a parameter that takes
+                either.
         """
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
@@ -84,7 +86,7 @@ class Binding:
     ) -> Any:
         target = slot.target
         if target in self.interface.inputs:
-            return inputs[target] if target in inputs else (None if slot.required else UNSET)
+            return inputs.get(target, None if slot.required else UNSET)
         if target == MASK_OR_BIAS:
             mask, bias = inputs.get("mask"), inputs.get("bias")
             if mask is not None and bias is not None:
@@ -94,21 +96,34 @@ class Binding:
         if target == WINDOW:
             return self._window(slot, options, resolved)
         if target == ENABLE_GQA:
-            heads = {name: inputs[name].shape[self.axes_order(name).index(1)] for name in ("Q", "K") if name in inputs}
+            heads = {
+                name: inputs[name].shape[self.axes_order(name).index(1)]
+                for name in ("Q", "K")
+                if name in inputs
+            }
             grouped = len(set(heads.values())) > 1
             return True if grouped else (False if slot.required else UNSET)
         if target not in self.signature.options:
-            # A parameter of dropout without a mask: randomness inside the kernel cannot be judged, so it is off.
+            # A parameter of dropout without a mask: randomness inside the kernel cannot be judged, so it is
+            # off.
             return resolved.get(target, 0.0) if slot.required else UNSET
         face = self.interface.options[target]
         if target in options:
             return options[target]
-        return UNSET if not slot.required and _same_default(slot.default, face) else resolved.get(target, face.default)
+        return (
+            UNSET
+            if not slot.required and _same_default(slot.default, face)
+            else resolved.get(target, face.default)
+        )
 
     def _window(self, slot: Slot, options: Mapping[str, Any], resolved: Mapping[str, Any]) -> Any:
         sides = [options.get(side, resolved.get(side)) for side in ("window_left", "window_right")]
         is_open = sides == [None, None]
-        if is_open and not slot.required and slot.default in (None, (-1, -1), (None, None), [-1, -1], [None, None]):
+        if (
+            is_open
+            and not slot.required
+            and slot.default in (None, (-1, -1), (None, None), [-1, -1], [None, None])
+        ):
             return UNSET
         by_none = isinstance(slot.default, (tuple, list)) and None in slot.default
         return tuple(side if side is not None else (None if by_none else -1) for side in sides)
@@ -118,8 +133,8 @@ def bind(candidate: Candidate, interface: Interface) -> Binding:
     """Match the function's parameters.
 
     Raises:
-        CandidateError: no readable signature, a required parameter that stands for nothing known, two parameters for
-            one name, or no parameter for an input that the mechanism requires.
+        CandidateError: no readable signature, a required parameter that stands for nothing known, two
+            parameters for one name, or no parameter for an input that the mechanism requires.
     """
     if candidate.mechanism not in (None, interface.mechanism):
         raise CandidateError(
@@ -142,13 +157,13 @@ def bind(candidate: Candidate, interface: Interface) -> Binding:
         if target is None or (target == WINDOW and _takes_one_number(parameter)):
             (unknown if parameter.default is UNSET else spare).append(name)
             continue
-        slots.append(
-            Slot(name, target, parameter.default, parameter.kind is parameter.POSITIONAL_ONLY)
-        )
+        slots.append(Slot(name, target, parameter.default, parameter.kind is parameter.POSITIONAL_ONLY))
     _check(candidate, interface, slots, unknown)
     stray = sorted(set(candidate.names) - set(parameters))
     if stray:
-        raise CandidateError(f"{candidate.name}: names maps {stray[0]!r}, which is no parameter of the function")
+        raise CandidateError(
+            f"{candidate.name}: names maps {stray[0]!r}, which is no parameter of the function"
+        )
     for tensor in (*interface.inputs, *interface.outputs):
         _axes_order(candidate, interface, tensor)
     return Binding(candidate, interface, tuple(slots), _signature(candidate, interface, slots, spare))
@@ -222,7 +237,9 @@ def _check(candidate: Candidate, interface: Interface, slots: list[Slot], unknow
         )
     seen: dict[str, str] = {}
     for slot in slots:
-        covers = {MASK_OR_BIAS: ("mask", "bias"), WINDOW: ("window_left", "window_right")}.get(slot.target, (slot.target,))
+        covers = {MASK_OR_BIAS: ("mask", "bias"), WINDOW: ("window_left", "window_right")}.get(
+            slot.target, (slot.target,)
+        )
         for name in covers:
             if name in seen:
                 raise CandidateError(
@@ -233,7 +250,9 @@ def _check(candidate: Candidate, interface: Interface, slots: list[Slot], unknow
         if not face.optional and name not in seen:
             aliases = ", ".join(alias for alias, target in ALIASES.items() if target == name)
             known_as = f" (also known as {aliases})" if aliases else ""
-            raise CandidateError(f"{candidate.name}: takes no parameter for the required input {name}{known_as}")
+            raise CandidateError(
+                f"{candidate.name}: takes no parameter for the required input {name}{known_as}"
+            )
 
 
 def _signature(
@@ -253,7 +272,9 @@ def _signature(
     if isinstance(candidate.refuses, Mapping):
         not_taken |= candidate.refuses
     plain = {key for key in not_taken if "=" not in key}
-    differentiable = tuple(name for name, face in interface.inputs.items() if face.differentiable and name in taken)
+    differentiable = tuple(
+        name for name, face in interface.inputs.items() if face.differentiable and name in taken
+    )
     if candidate.differentiable is False:
         differentiable = ()
     elif isinstance(candidate.differentiable, tuple):
@@ -299,19 +320,24 @@ def _why_not(name: str, candidate: Candidate, interface: Interface) -> str:
     if name == "dropout_p":
         return "dropout is judged with an explicit dropout_mask only, which the function does not take"
     if name in interface.options:
-        return f"no such parameter; always {interface.options[name].default!r}" if not (
-            interface.options[name].computed
-        ) else "no such parameter; always the mechanism's default"
+        return (
+            f"no such parameter; always {interface.options[name].default!r}"
+            if not (interface.options[name].computed)
+            else "no such parameter; always the mechanism's default"
+        )
     return "no such parameter"
 
 
 def _same_default(default: Any, face: OptionFace) -> bool:
-    """Whether a parameter's own default means the mechanism's default, so that leaving it out is a fair test of it."""
+    """Whether a parameter's own default means the mechanism's default, so that leaving it out is a fair test
+    of it."""
     if face.computed:
         return default is None
     if face.default is None:
         return default is None or (not isinstance(default, bool) and default in (0, -1))
-    return default is None or (default == face.default and isinstance(default, bool) == isinstance(face.default, bool))
+    return default is None or (
+        default == face.default and isinstance(default, bool) == isinstance(face.default, bool)
+    )
 
 
 def _axes_order(candidate: Candidate, interface: Interface, name: str) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """Exact passage between float64 NumPy and the arrays of torch, NumPy and JAX.
 
-The oracle's arrays are float64 and already rounded to the case's dtype, so every passage here must be exact: `narrow`
-refuses a value that the dtype does not hold instead of rounding it behind the oracle's back. Used by `memory` (which
-places the arrays) and `calling` (which reads results). A framework or dtype that is not installed is a `CandidateError`.
+The oracle's arrays are float64 and already rounded to the case's dtype, so every passage here must be exact:
+`narrow` refuses a value that the dtype does not hold instead of rounding it behind the oracle's back. Used by
+`memory` (which places the arrays) and `calling` (which reads results). A framework or dtype that is not
+installed is a `CandidateError`.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance.candidate import CandidateError
 
-# The NumPy dtype in which arrays of a dtype travel between processes: the narrowest that NumPy itself can compute with.
+# The NumPy dtype in which arrays of a dtype travel between processes: the narrowest that NumPy itself can
+# compute with.
 TRAVEL = {"fp32": "float32", "fp16": "float16", "bf16": "float32", "fp64": "float64"}
 _TORCH = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}
 _NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float64": "fp64"}
 
 
 def dtype_name(dtype: Any) -> str:
-    """The suite's name of a torch, NumPy or JAX dtype: "fp32", "bf16", ..., or its own name ("int64", "bool")."""
+    """The suite's name of a torch, NumPy or JAX dtype: "fp32", "bf16", ..., or its own name ("int64",
+    "bool")."""
     text = str(dtype).removeprefix("torch.")
     return _NAMES.get(text, text)
 
@@ -29,7 +31,8 @@ def narrow(array: Any, dtype: str, name: str = "array") -> Any:
     """float64 to the dtype's travel form, exactly.
 
     Raises:
-        CandidateError: a value that the travel dtype does not hold (a case that was not rounded to its dtype).
+        CandidateError: a value that the travel dtype does not hold (a case that was not rounded to its
+            dtype).
     """
     wide = np.asarray(array)
     if wide.dtype.kind != "f":
@@ -38,7 +41,9 @@ def narrow(array: Any, dtype: str, name: str = "array") -> Any:
         result = wide.astype(TRAVEL[dtype])
         same = np.array_equal(result.astype(np.float64), wide.astype(np.float64), equal_nan=True)
     if not same:
-        raise CandidateError(f"{name}: holds values that are not {dtype}; cases must be rounded to their dtype first")
+        raise CandidateError(
+            f"{name}: holds values that are not {dtype}; cases must be rounded to their dtype first"
+        )
     return result
 
 
@@ -59,7 +64,9 @@ def numpy_dtype(dtype: str) -> Any:
         try:
             import ml_dtypes
         except ImportError:
-            raise CandidateError("bf16 NumPy arrays need the package ml_dtypes, which is not installed") from None
+            raise CandidateError(
+                "bf16 NumPy arrays need the package ml_dtypes, which is not installed"
+            ) from None
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(TRAVEL.get(dtype, dtype))
 

@@ -1,8 +1,8 @@
 """One call of a candidate, watched from all sides: place, call, differentiate, check, and write the receipt.
 
-`Caller` lives in the worker (or in the runner's own process when isolation is off) and keeps the candidate with its
-binding and what the call before returned. `observe` never raises for what the candidate does: everything becomes an
-`Observation`. Crashes and endless loops are the worker's parent's business.
+`Caller` lives in the worker (or in the runner's own process when isolation is off) and keeps the candidate
+with its binding and what the call before returned. `observe` never raises for what the candidate does:
+everything becomes an `Observation`. Crashes and endless loops are the worker's parent's business.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance import bridges, gradients, returned
 from attnspec.conformance.binding import Binding
 from attnspec.conformance.candidate import CandidateError
@@ -47,9 +46,9 @@ class Caller:
             self._observe(job, observation)
         except (Unsupported, NotImplementedError) as error:
             observation.status, observation.message = "refused", _told(error)
-        except returned.WrongResult as error:
+        except returned.WrongResultError as error:
             observation.status, observation.message = "error", str(error)
-        except gradients.NoGradient as error:
+        except gradients.NoGradientError as error:
             observation.status, observation.message = "refused", str(error)
             observation.receipt["not_supported"] = str(error)
         except SystemExit as error:
@@ -83,7 +82,6 @@ class Caller:
             observation.memory_faults += memory.faults()
         observation.seconds = time.perf_counter() - started
         self.calls += 1
-        self._check(job, results, grads)
         for name, value in results.items():
             owner = memory.alias(value)
             if owner is not None:
@@ -93,6 +91,7 @@ class Caller:
                 observation.memory_faults.append(
                     f"never writes {fresh} of {int(np.prod(value.shape))} elements of {name}"
                 )
+        self._check(job, results, grads)
         observation.memory_faults += self._reuse(case.id, results)
         observation.outputs = {name: self._canonical(name, value) for name, value in results.items()}
         observation.gradients = {name: self._canonical(name, value) for name, value in grads.items()}
@@ -119,7 +118,9 @@ class Caller:
                 name, job.case.dtype if real else ("bool" if face.kind == "bool" else "int64")
             )
             values = sign * ordered if real else ordered
-            placed[name] = memory.place(name, values, face.kind, dtype, job.case.layout if real else "contiguous")
+            placed[name] = memory.place(
+                name, values, face.kind, dtype, job.case.layout if real else "contiguous"
+            )
         cotangents = {
             name: memory.place(
                 f"d{name}",
@@ -159,7 +160,8 @@ class Caller:
         return differentiate(self.candidate, forward, placed, cotangents, job.wrt)
 
     def _merge(self, mask: Any, bias: Any) -> Any:
-        """One additive mask out of a boolean mask and a bias, for functions with a single parameter for both."""
+        """One additive mask out of a boolean mask and a bias, for functions with a single parameter for
+        both."""
         if self.candidate.framework == "torch":
             return bias.masked_fill(~mask, float("-inf"))
         if self.candidate.framework == "jax":
@@ -199,7 +201,8 @@ class Caller:
         return np.transpose(array, np.argsort(order)) if array.ndim else array
 
     def _decoy(self, job: Job) -> dict[str, Any] | None:
-        """The outputs for the same shapes with every real input negated: what a cache by shape would return next."""
+        """The outputs for the same shapes with every real input negated: what a cache by shape would return
+        next."""
         _, placed, _ = self._place(job, sign=-1)
         try:
             args, kwargs = self.binding.arguments(placed, job.options, job.resolved, self._merge)
@@ -210,12 +213,15 @@ class Caller:
             return None  # the real call will say the same
 
     def _reuse(self, case_id: str, results: Mapping[str, Any]) -> list[str]:
-        """Whether this call returned the call before's memory: its result would change under its owner's hands."""
+        """Whether this call returned the call before's memory: its result would change under its owner's
+        hands."""
         lines = []
         for name, value in results.items():
             before = self.previous.get(name)
             if before is not None and _shared(before[0], value, self.candidate.framework):
-                lines.append(f"returns for {name} the memory that the call before returned (case {before[2]})")
+                lines.append(
+                    f"returns for {name} the memory that the call before returned (case {before[2]})"
+                )
             self.previous[name] = (value, None, case_id)
         return lines
 
@@ -243,7 +249,8 @@ class Caller:
         return receipt
 
     def _refuses_pair(self, job: Job) -> bool:
-        """PyTorch's SDPA documents that attn_mask and is_causal exclude each other: an error then is a refusal."""
+        """PyTorch's SDPA documents that attn_mask and is_causal exclude each other: an error then is a
+        refusal."""
         parameters = {slot.parameter for slot in self.binding.slots}
         masked = "mask" in job.inputs or "bias" in job.inputs
         return {"attn_mask", "is_causal"} <= parameters and masked and bool(job.options.get("causal"))
@@ -292,7 +299,8 @@ def _is_memory(error: BaseException) -> bool:
 
 
 def is_suite(filename: str) -> bool:
-    """Whether a file is the machinery itself; adapters and planted kernels, in folders below, are candidates."""
+    """Whether a file is the machinery itself; adapters and planted kernels, in folders below, are
+    candidates."""
     return Path(filename).parent == Path(__file__).parent
 
 

@@ -1,9 +1,10 @@
 """What a kernel's author states about a kernel, and how a name on the command line becomes a function.
 
-`@candidate` attaches a `Candidate` description to a function without wrapping it; `resolve` finds the function behind
-`module:function`, `path/to/file.py:function`, an adapter's short name, or a library function that an adapter stands
-for. Used by the adapters, the worker and the command line. Whatever cannot be found, imported or called is a
-`CandidateError` with one line that says what was looked for and what was there (exit code 2).
+`@candidate` attaches a `Candidate` description to a function without wrapping it; `resolve` finds the
+function behind `module:function`, `path/to/file.py:function`, an adapter's short name, or a library function
+that an adapter stands for. Used by the adapters, the worker and the command line. Whatever cannot be found,
+imported or called is a `CandidateError` with one line that says what was looked for and what was there (exit
+code 2).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ DEVICES = ("cpu", "cuda")
 
 
 class CandidateError(ValueError):
-    """A candidate that cannot be judged at all: not found, not importable, not callable, or not matching. One line."""
+    """A candidate that cannot be judged at all: not found, not importable, not callable, or not matching. One
+    line."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,26 @@ class Candidate:
         mechanism: the mechanism that it implements; None: the caller says.
         framework: "torch", "numpy" or "jax": the kind of array that it takes and returns.
         layout: order of the axes batch, head, position, feature, as a permutation of "bhid".
-        layouts: exceptions by tensor name, each a permutation of "bhid" cut to the tensor's axes or of its own axes.
+        layouts: exceptions by tensor name, each a permutation of "bhid" cut to the tensor's axes or of its
+            own axes.
         dtypes, devices: what it supports.
         declares: named semantics that differ from the mechanism's own, by name.
         backward: an explicit backward function; without one the framework differentiates.
-        differentiable: True, False, the names of the inputs that have a gradient, or None: found out by trying.
-        outputs: names of what it returns, in order; "_" for something that is not judged. None: the mechanism's order.
+        differentiable: True, False, the names of the inputs that have a gradient, or None: found out by
+            trying.
+        outputs: names of what it returns, in order; "_" for something that is not judged. None: the
+            mechanism's order.
         output_dtypes: dtype of an output where it is not the dtype of the inputs.
         input_dtypes: dtype of an input where it is not the dtype of the case ("int32" for integer inputs).
-        rounding, form: which rounding model and numerical form of the mechanism it follows; None: the defaults.
-        refuses: reasons by name of an input, option, or "option=value" that it does not support; or a function
-            from a `Case` to a reason (None: supported).
-        names: the mechanism's name (or "window", "mask_or_bias") by parameter name, for names that are not known.
+        rounding, form: which rounding model and numerical form of the mechanism it follows; None: the
+            defaults.
+        refuses: reasons by name of an input, option, or "option=value" that it does not support; or a
+            function from a `Case` to a reason (None: supported).
+        names: the mechanism's name (or "window", "mask_or_bias") by parameter name, for names that are not
+            known.
         fixed: arguments that are passed on every call as they are.
-        guard_outputs: False where the candidate cannot run while its allocations are watched (tracing compilers).
+        guard_outputs: False where the candidate cannot run while its allocations are watched (tracing
+            compilers).
         short_name: the name of a built-in adapter.
         for_function: the library function that the adapter stands for, as "module:function".
         version: text, or a function that returns it, naming the library's version.
@@ -102,7 +110,8 @@ class Candidate:
         return f"{module}:{getattr(inner, '__qualname__', type(inner).__qualname__)}"
 
     def version_text(self) -> str:
-        """The stated version; empty without one, and a failing version function is named instead of raised."""
+        """The stated version; empty without one, and a failing version function is named instead of
+        raised."""
         if callable(self.version):
             try:
                 return str(self.version())
@@ -138,8 +147,8 @@ def candidate(
 ) -> Callable[[F], F]:
     """Describe a function to the suite: `@attnspec.candidate(mechanism="softmax_attention", layout="bihd")`.
 
-    The function itself comes back, so decorating changes nothing for its callers. `Candidate` explains the arguments.
-    A function may be described once per mechanism.
+    The function itself comes back, so decorating changes nothing for its callers. `Candidate` explains the
+    arguments. A function may be described once per mechanism.
 
     Raises:
         CandidateError: an argument that makes no sense; the message names the function and the argument.
@@ -196,15 +205,17 @@ def resolve(text: str, mechanism: str | None = None) -> Candidate:
     """Find the candidate behind a name.
 
     Args:
-        text: an adapter's short name, `module:function`, `path/to/file.py:function`, or `path/to/file.py` alone where
-            the file describes exactly one function with `@candidate`.
+        text: an adapter's short name, `module:function`, `path/to/file.py:function`, or `path/to/file.py`
+            alone where the file describes exactly one function with `@candidate`.
         mechanism: chooses among several descriptions of one function.
 
     Raises:
         CandidateError: nothing there, not importable, not callable, or described for other mechanisms only.
     """
     if not text or text != text.strip():
-        raise CandidateError(f"candidate {text!r}: expected module:function, file.py:function or an adapter's name")
+        raise CandidateError(
+            f"candidate {text!r}: expected module:function, file.py:function or an adapter's name"
+        )
     adapters = built_in()
     if text in adapters.candidates:
         return adapters.candidates[text]
@@ -282,7 +293,8 @@ def _unknown(text: str, adapters: BuiltIn) -> CandidateError:
         return CandidateError(f"adapter {text!r} cannot be read: {adapters.broken[text]}")
     known = ", ".join(sorted(adapters.candidates)) or "none"
     return CandidateError(
-        f"candidate {text!r}: expected module:function, file.py:function or an adapter's name (adapters: {known})"
+        f"candidate {text!r}: expected module:function, file.py:function or an adapter's name "
+        f"(adapters: {known})"
     )
 
 
@@ -361,12 +373,16 @@ def _only_described(module: ModuleType, text: str, mechanism: str | None) -> Can
     own = [
         (key, value)
         for key, value in vars(module).items()
-        if callable(value) and getattr(value, "__module__", None) == module.__name__ and described(value, mechanism)
+        if callable(value)
+        and getattr(value, "__module__", None) == module.__name__
+        and described(value, mechanism)
     ]
     if len(own) == 1:
         return of(own[0][1], f"{text}:{own[0][0]}", mechanism)
     listed = ", ".join(key for key, _ in own) or "none"
-    raise CandidateError(f"candidate {text!r}: say which function, as {text}:function (described here: {listed})")
+    raise CandidateError(
+        f"candidate {text!r}: say which function, as {text}:function (described here: {listed})"
+    )
 
 
 def _same_object(text: str, function: Any) -> bool:

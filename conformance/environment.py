@@ -12,11 +12,24 @@ import platform
 import sys
 from pathlib import Path
 
-PACKAGES = ("attnspec", "numpy", "torch", "triton", "jax", "jaxlib", "onnx", "onnxruntime", "transformers", "tinygrad", "ml_dtypes")
+PACKAGES = (
+    "attnspec",
+    "numpy",
+    "torch",
+    "triton",
+    "jax",
+    "jaxlib",
+    "onnx",
+    "onnxruntime",
+    "transformers",
+    "tinygrad",
+    "ml_dtypes",
+)
 
 
 def fingerprint(framework: str, device: str) -> dict[str, str]:
-    """Name to text: framework with version, device with its name, platform, CPU, cores, threads, package versions."""
+    """Name to text: framework with version, device with its name, platform, CPU, cores, threads, package
+    versions."""
     facts = {
         "framework": framework,
         "version": _version(framework) or "unknown",
@@ -42,7 +55,10 @@ def _torch(device: str) -> dict[str, str]:
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
-    facts = {"threads": str(torch.get_num_threads()), "cpu_capability": str(torch.backends.cpu.get_cpu_capability())}
+    facts = {
+        "threads": str(torch.get_num_threads()),
+        "cpu_capability": str(torch.backends.cpu.get_cpu_capability()),
+    }
     if device == "cuda" and torch.cuda.is_available():
         facts["gpu"] = str(torch.cuda.get_device_name())
         facts["cuda"] = str(torch.version.cuda or torch.version.hip or "")

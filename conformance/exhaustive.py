@@ -21,10 +21,11 @@ from attnspec.spec.mechanism import Mechanism
 TOKENS = 6
 PAGES = 3
 SLOTS = 2
+WINDOWS = ("window_left", "window_right")
 
 
 def _every_mask(spec: Mechanism, case: Case, inputs: dict[str, Any]) -> list[dict[str, Any]]:
-    """All boolean masks over the queries and keys of the case, one per batch entry (a window of them at standard)."""
+    """All boolean masks over the queries and keys of the case, one per batch entry."""
     name = next(name for name in inputs if spec.inputs[name].role == "mask")
     batch = inputs[name].shape[0]
     rows, keys = inputs[name].shape[-2:]
@@ -73,9 +74,17 @@ def _every_table(spec: Mechanism, case: Case, inputs: dict[str, Any]) -> list[di
 
 
 def _every_window(spec: Mechanism, case: Case, inputs: dict[str, Any]) -> list[dict[str, Any]]:
-    """All windows up to the number of keys, with every alignment the case may set; few of them at standard."""
-    widths: list[int | None] = [None, 0, 1, 3] if case.level != "exhaustive" else [None, 0, 1, 2, 3, 4]
-    sides = [name for name in ("window_left", "window_right") if name in case.options]
+    """Windows of no bound, 0, 1 and 3 on each side that the case sets."""
+    return _windows(case, [None, 0, 1, 3])
+
+
+def _every_window_full(spec: Mechanism, case: Case, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every window up to the number of keys."""
+    return _windows(case, [None, 0, 1, 2, 3, 4, 5])
+
+
+def _windows(case: Case, widths: list[int | None]) -> list[dict[str, Any]]:
+    sides = [name for name in WINDOWS if name in case.options]
     return [
         {**case.options, **dict(zip(sides, pair, strict=True))} for pair in itertools.product(widths, repeat=len(sides))
     ]
@@ -86,6 +95,7 @@ SCOPES: dict[str, Callable[[Mechanism, Case, dict[str, Any]], list[dict[str, Any
     "every_split": _every_split,
     "every_table": _every_table,
     "every_window": _every_window,
+    "every_window_full": _every_window_full,
 }
 
 SIZES: dict[str, dict[str, int]] = {
@@ -101,6 +111,9 @@ SIZES: dict[str, dict[str, int]] = {
     },
     "every_window": {
         "batch": 1, "heads": 1, "kv_heads": 1, "queries": 4, "keys": 5, "feature": 4, "value_feature": 4
+    },
+    "every_window_full": {
+        "batch": 1, "heads": 1, "kv_heads": 1, "queries": 5, "keys": 4, "feature": 4, "value_feature": 4
     },
 }  # fmt: skip
 """Sizes of each scope, by class."""
@@ -135,7 +148,8 @@ def available(spec: Mechanism, inputs: set[str], options: set[str]) -> dict[str,
     lengths = [name for name in by_role.get("length", []) if name.startswith("kv")]
     if "page_table" in by_role and paged and lengths:
         found["every_table"] = ((*paged, *by_role["page_table"], *lengths), {})
-    sides = {name: 0 for name in ("window_left", "window_right") if name in options}
+    sides = {name: 0 for name in WINDOWS if name in options}
     if sides:
         found["every_window"] = ((), sides)
+        found["every_window_full"] = ((), sides)
     return found

@@ -1,8 +1,9 @@
 """Gradients of a candidate: by the framework's autograd, or by the backward function that it brings along.
 
-Every way returns (outputs, gradients by input name, inputs that no gradient reached). An input that no gradient
-reached gets zeros, which is what the frameworks mean by it; the receipt names it. `NoGradient`: the candidate cannot be
-differentiated at all, or not through an output whose cotangent the case gives; the case is then not posed to it.
+Every way returns (outputs, gradients by input name, inputs that no gradient reached). An input that no
+gradient reached gets zeros, which is what the frameworks mean by it; the receipt names it. `NoGradientError`: the
+candidate cannot be differentiated at all, or not through an output whose cotangent the case gives; the case
+is then not posed to it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,23 @@ from attnspec.conformance.binding import Binding, bind
 from attnspec.conformance.candidate import Candidate
 from attnspec.conformance.interface import InputFace, Interface
 from attnspec.conformance.job import Job
-from attnspec.conformance.returned import WrongResult
+from attnspec.conformance.returned import WrongResultError
 
 Forward = Callable[[Mapping[str, Any]], dict[str, Any]]
 Result = tuple[dict[str, Any], dict[str, Any], list[str]]
 
 # What a backward function may call a cotangent.
-COTANGENT_ALIASES = {"grad_output": "O", "grad_out": "O", "dout": "O", "doutput": "O", "grad_o": "O", "grad_lse": "LSE"}
+COTANGENT_ALIASES = {
+    "grad_output": "O",
+    "grad_out": "O",
+    "dout": "O",
+    "doutput": "O",
+    "grad_o": "O",
+    "grad_lse": "LSE",
+}
 
 
-class NoGradient(Exception):
+class NoGradientError(Exception):
     """The candidate has no gradient where the case asks for one."""
 
 
@@ -46,7 +54,7 @@ def by_torch(
     reached = {name: outputs[name] for name in cotangents if outputs[name].requires_grad}
     for name in cotangents:
         if name not in reached and outputs[name].numel():
-            raise NoGradient(f"backward: {name} has no gradient (torch: requires_grad is False)")
+            raise NoGradientError(f"backward: {name} has no gradient (torch: requires_grad is False)")
     if not reached:
         zeros = {name: torch.zeros_like(inputs[name]) for name in wrt}
         return outputs, zeros, list(wrt)
@@ -92,9 +100,9 @@ def explicit(
 ) -> Result:
     """Gradients by the candidate's own backward function.
 
-    Its parameters are matched like the forward's; cotangents are `dO`, `dLSE` (also `grad_output`, `dout`), saved
-    outputs `O`, `LSE` (also `out`, `softmax_lse`). It returns a tuple in the order of the differentiable inputs, or a
-    dict by `dQ` or `Q`.
+    Its parameters are matched like the forward's; cotangents are `dO`, `dLSE` (also `grad_output`, `dout`),
+    saved outputs `O`, `LSE` (also `out`, `softmax_lse`). It returns a tuple in the order of the
+    differentiable inputs, or a dict by `dQ` or `Q`.
     """
     back = backward_binding(binding)
     outputs = forward(placed)
@@ -102,11 +110,13 @@ def explicit(
     taken = {slot.target for slot in back.slots}
     for name in cotangents:
         if f"d{name}" not in taken:
-            raise NoGradient(f"backward: the backward function takes no d{name}")
+            raise NoGradientError(f"backward: the backward function takes no d{name}")
     arrays = {**placed, **outputs, **{f"d{name}": value for name, value in cotangents.items()}}
     for slot in back.slots:
         if slot.required and slot.target in binding.interface.outputs and slot.target not in outputs:
-            raise NoGradient(f"backward: the backward function needs {slot.target}, which the forward does not return")
+            raise NoGradientError(
+                f"backward: the backward function needs {slot.target}, which the forward does not return"
+            )
     args, kwargs = back.arguments(arrays, job.options, job.resolved, _no_merge)
     result = back.candidate.function(*args, **kwargs)
     order = binding.signature.differentiable
@@ -114,17 +124,19 @@ def explicit(
         known = {f"d{name}".lower(): name for name in order} | {name.lower(): name for name in order}
         stray = [key for key in result if str(key).lower() not in known]
         if stray:
-            raise WrongResult(f"backward returned an unknown gradient {stray[0]!r}; expected d{', d'.join(order)}")
+            raise WrongResultError(
+                f"backward returned an unknown gradient {stray[0]!r}; expected d{', d'.join(order)}"
+            )
         found = {known[str(key).lower()]: value for key, value in result.items()}
     else:
         values = result if isinstance(result, (tuple, list)) else (result,)
         if len(values) > len(order):
-            raise WrongResult(f"backward returned {len(values)} values, expected at most {len(order)}")
+            raise WrongResultError(f"backward returned {len(values)} values, expected at most {len(order)}")
         found = dict(zip(order, values, strict=False))
     grads = {name: found[name] for name in job.wrt if found.get(name) is not None}
     absent = [name for name in job.wrt if name not in grads]
     if absent and not grads:
-        raise WrongResult("backward returned no gradient")
+        raise WrongResultError("backward returned no gradient")
     return outputs, grads, absent
 
 
@@ -138,7 +150,9 @@ def backward_binding(binding: Binding) -> Binding:
     faces = {name: dataclasses.replace(face, optional=True) for name, face in inner.inputs.items()}
     for name, axes in inner.outputs.items():
         faces[name] = InputFace(name, axes, role="query" if len(axes) == 4 else "output", optional=True)
-        faces[f"d{name}"] = InputFace(f"d{name}", axes, role="query" if len(axes) == 4 else "output", optional=True)
+        faces[f"d{name}"] = InputFace(
+            f"d{name}", axes, role="query" if len(axes) == 4 else "output", optional=True
+        )
     names = dict(binding.candidate.names)
     parameters = getattr(getattr(binding.candidate.backward, "__code__", None), "co_varnames", ())
     for parameter in parameters:
@@ -161,8 +175,10 @@ def backward_binding(binding: Binding) -> Binding:
 def _present(outputs: Mapping[str, Any], cotangents: Mapping[str, Any]) -> None:
     for name in cotangents:
         if name not in outputs:
-            raise NoGradient(f"backward: the candidate does not return {name}, whose gradient the case needs")
+            raise NoGradientError(
+                f"backward: the candidate does not return {name}, whose gradient the case needs"
+            )
 
 
 def _no_merge(mask: Any, bias: Any) -> Any:
-    raise NoGradient("backward: mask and bias in one parameter")
+    raise NoGradientError("backward: mask and bias in one parameter")

@@ -1,7 +1,7 @@
 """A mechanism's names and axes as plain data, without its equations.
 
-The worker process binds and calls candidates with this alone, so that it never needs the oracle; the runner makes it
-from a `Mechanism` with `Interface.of`. It holds no values and refuses nothing.
+The worker process binds and calls candidates with this alone, so that it never needs the oracle; the runner
+makes it from a `Mechanism` with `Interface.of`. It holds no values and refuses nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,12 @@ class Interface:
             },
             options={
                 name: OptionFace(
-                    name, decl.type, decl.default, decl.nullable, tuple(decl.choices), decl.formula is not None
+                    name,
+                    decl.type,
+                    decl.default,
+                    decl.nullable,
+                    tuple(decl.choices),
+                    decl.formula is not None,
                 )
                 for name, decl in mechanism.options.items()
             },

@@ -1,7 +1,7 @@
 """What the runner sends to a worker: one case with its arrays, ready to be placed and called.
 
-`make_job` narrows the float64 arrays to the case's dtype (exactly) and computes what the worker checks results against,
-so that the worker needs neither the mechanism nor the oracle. Plain data: it pickles.
+`make_job` narrows the float64 arrays to the case's dtype (exactly) and computes what the worker checks
+results against, so that the worker needs neither the mechanism nor the oracle. Plain data: it pickles.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance.bridges import narrow
 from attnspec.conformance.interface import Interface
 from attnspec.conformance.types import Case, CaseData
@@ -21,9 +20,10 @@ from attnspec.conformance.types import Case, CaseData
 class Job:
     """One call to make.
 
-    `shapes` holds the shapes of the outputs in the mechanism's axes; `wrt` the inputs whose gradients are asked for;
-    `repeats` further calls with the same arrays; `decoy` asks for a call with other values first, `finite` for margins
-    that hold 1 instead of NaN, `thorough` for a receipt without a budget of watched calls.
+    `shapes` holds the shapes of the outputs in the mechanism's axes; `wrt` the inputs whose gradients are
+    asked for; `repeats` further calls with the same arrays; `decoy` asks for a call with other values first,
+    `finite` for margins that hold 1 instead of NaN, `thorough` for a receipt without a budget of watched
+    calls.
     """
 
     case: Case

@@ -1,7 +1,8 @@
 """From an observation to a result: which status a case gets, and the one line that says why.
 
-Values are judged by the suite's tolerance; everything else that makes a candidate wrong is decided here: it raised or
-crashed, it wrote where it must not, it returned its input, it called the oracle, its function never ran.
+Values are judged by the suite's tolerance; everything else that makes a candidate wrong is decided here: it
+raised or crashed, it wrote where it must not, it returned its input, it called the oracle, its function never
+ran.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
-from attnspec.conformance.types import CandidateSignature, Case, CaseResult, Observation, OutputEvidence
 from attnspec.conformance.suite import Suite
+from attnspec.conformance.types import CandidateSignature, Case, CaseResult, Observation, OutputEvidence
+
+PLAIN = {"contiguous", "the runtime's own"}
 
 
 def conclude(
@@ -33,8 +35,12 @@ def conclude(
         return result
     result.evidence = suite.judge(case, expected, observation)
     wrong = [entry for entry in result.evidence if not entry.passed]
+    faults += _differing(case, observation, signature)
     if not result.evidence:
-        result.status, result.message = "error", "nothing was judged: the oracle knows no output that was returned"
+        result.status, result.message = (
+            "error",
+            "nothing was judged: the oracle knows no output that was returned",
+        )
     elif wrong or faults:
         result.status = "fail"
         result.message = "; ".join([*faults, *_hints(case, observation, wrong), *(map(_evidence, wrong[:2]))])
@@ -54,6 +60,37 @@ def _faults(observation: Observation) -> list[str]:
     return lines
 
 
+def _differing(case: Case, observation: Observation, signature: CandidateSignature) -> list[str]:
+    """For a case that asks for determinism: where repeated calls with the same inputs differ, bit by bit.
+
+    Gradients may differ (atomic additions) unless the candidate promises that they do not.
+    """
+    promised = signature.declares.get("determinism", "forward")
+    if case.check != "determinism" or promised == "none":
+        return []
+    lines = []
+    for repeat in observation.repeats:
+        pairs = [(name, array, repeat["outputs"][name]) for name, array in observation.outputs.items()]
+        if promised == "all":
+            pairs += [
+                (f"d{name}", array, repeat["gradients"][name])
+                for name, array in observation.gradients.items()
+            ]
+        for name, first, again in pairs:
+            different = _unequal(first, again)
+            if different:
+                lines.append(f"two calls with the same inputs differ in {different} elements of {name}")
+    return list(dict.fromkeys(lines))
+
+
+def _unequal(one: Any, two: Any) -> int:
+    return (
+        int(np.count_nonzero((one != two) & ~((one != one) & (two != two))))
+        if one.shape == two.shape
+        else one.size
+    )
+
+
 def _hints(case: Case, observation: Observation, wrong: list[OutputEvidence]) -> list[str]:
     """What explains wrong values without looking at the oracle."""
     if not wrong:
@@ -63,21 +100,33 @@ def _hints(case: Case, observation: Observation, wrong: list[OutputEvidence]) ->
         lines.append(str(observation.receipt["stale"]))
     if observation.receipt.get("outside"):
         lines.append(str(observation.receipt["outside"]))
-    absent = [name for name in observation.receipt.get("no_gradient", ()) if any(e.name in (name, f"d{name}") for e in wrong)]
+    absent = [
+        name
+        for name in observation.receipt.get("no_gradient", ())
+        if any(e.name in (name, f"d{name}") for e in wrong)
+    ]
     if absent:
-        lines.append(f"no gradient reaches {', '.join(absent)} (declare differentiable=... if that is intended)")
-    if case.layout != "contiguous" and not lines:
-        layouts = sorted({str(layout) for layout in observation.receipt.get("layouts", {}).values()} - {"contiguous"})
-        if layouts and layouts != ["the runtime's own"]:
-            lines.append(f"inputs are {', '.join(layouts)} in memory")
+        lines.append(
+            f"no gradient reaches {', '.join(absent)} (declare differentiable=... if that is intended)"
+        )
+    if observation.receipt.get("layout"):
+        lines.append(str(observation.receipt["layout"]))
+    elif not lines and layouts(observation):
+        lines.append(f"inputs are {', '.join(layouts(observation))} in memory")
     return lines
+
+
+def layouts(observation: Observation) -> list[str]:
+    """The memory layouts other than contiguous that inputs of this call had."""
+    return sorted({str(layout) for layout in observation.receipt.get("layouts", {}).values()} - PLAIN)
 
 
 def _evidence(entry: OutputEvidence) -> str:
     if entry.message:
         return f"{entry.name}: {entry.message}"
     where = ", ".join(str(part) for part in entry.worst_index)
-    return f"{entry.name}[{where}] is {entry.worst_got:.6g}, expected {entry.worst_want:.6g} ({entry.max_z:.3g} sigma)"
+    off = f"({entry.max_z:.3g} sigma)"
+    return f"{entry.name}[{where}] is {entry.worst_got:.6g}, expected {entry.worst_want:.6g} {off}"
 
 
 def has_stray_nan(observation: Observation) -> bool:

@@ -1,8 +1,8 @@
 """Memory layouts: where the elements of a logical array lie in a larger buffer.
 
-`geometry` turns a shape and a layout's name into strides, an offset and a span, in elements; `memory` puts guard bands
-around and NaN between. A layout that makes no sense for a shape (a transposed vector) falls back to the nearest one
-that does, and the geometry says which it was.
+`geometry` turns a shape and a layout's name into strides, an offset and a span, in elements; `memory` puts
+guard bands around and NaN between. A layout that makes no sense for a shape (a transposed vector) falls back
+to the nearest one that does, and the geometry says which it was.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ def geometry(shape: Sequence[int], layout: str, values: Any = None) -> Geometry:
 
     Args:
         shape: the logical shape.
-        layout: contiguous; transposed (the last two axes are swapped in memory); swapped (the second and third last
-            are: `[b,h,i,d]` stored as `[b,i,h,d]`); strided (every other element of the last axis); padded (rows lie
-            further apart than they are long); offset (a slice, from index 1 on, of an array that is larger in every
-            axis); expanded (stride 0 along every axis on which `values` do not vary); misaligned (starts one element
-            after a multiple of 64 bytes).
+        layout: contiguous; transposed (the last two axes are swapped in memory); swapped (the second and
+            third last are: `[b,h,i,d]` stored as `[b,i,h,d]`); strided (every other element of the last
+                axis); padded (rows lie
+            further apart than they are long); offset (a slice, from index 1 on, of an array that is larger in
+            every axis); expanded (stride 0 along every axis on which `values` do not vary); misaligned
+            (starts one element after a multiple of 64 bytes).
         values: the array itself, needed for "expanded" only.
 
     Raises:
@@ -84,7 +85,9 @@ def _expand(dims: tuple[int, ...], values: Any) -> tuple[list[int], str]:
     constant = []
     for axis, size in enumerate(dims):
         first = np.take(values, [0], axis=axis) if size else values
-        constant.append(size > 1 and bool(np.array_equal(np.broadcast_to(first, dims), values, equal_nan=_real(values))))
+        constant.append(
+            size > 1 and bool(np.array_equal(np.broadcast_to(first, dims), values, equal_nan=_real(values)))
+        )
     strides = [0] * len(dims)
     run = 1
     for axis in reversed(range(len(dims))):

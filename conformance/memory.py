@@ -1,11 +1,11 @@
 """Guarded memory: what a candidate reads and writes outside of what it was given shows.
 
-Inputs lie in larger buffers whose margins and gaps hold NaN (integers: huge values), so that a read outside poisons
-the result; afterwards every byte must be as it was. What the candidate allocates in Python (`torch.empty`,
-`numpy.zeros`, ...) during the call comes from guarded buffers too: an allocation that is never written holds a NaN of
-its own, and a write outside breaks the margin. A result that is an input's memory is reported as that.
-Used by `calling`; PyTorch's half is `memory_torch`. JAX arrays are immutable and owned by the runtime: `Unguarded`
-checks only that inputs come back unchanged.
+Inputs lie in larger buffers whose margins and gaps hold NaN (integers: huge values), so that a read outside
+poisons the result; afterwards every byte must be as it was. What the candidate allocates in Python
+(`torch.empty`, `numpy.zeros`, ...) during the call comes from guarded buffers too: an allocation that is
+never written holds a NaN of its own, and a write outside breaks the margin. A result that is an input's
+memory is reported as that. Used by `calling`; PyTorch's half is `memory_torch`. JAX arrays are immutable and
+owned by the runtime: `Unguarded` checks only that inputs come back unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-
 from attnspec.conformance.bridges import numpy_dtype, to_jax
 from attnspec.conformance.layouts import Geometry, geometry
 
@@ -28,7 +27,8 @@ MARGIN_MIN, MARGIN_MAX = 256, 65536
 
 
 class Memory(Protocol):
-    """What `calling` needs: place inputs, watch allocations during the call, and tell afterwards what happened."""
+    """What `calling` needs: place inputs, watch allocations during the call, and tell afterwards what
+    happened."""
 
     def place(self, name: str, array: Any, kind: str, dtype: str, layout: str) -> Any: ...
     def watching(self) -> Any: ...
@@ -46,7 +46,8 @@ def margin(shape: tuple[int, ...], itemsize: int) -> int:
 
 @dataclass
 class Block:
-    """A guarded buffer as bytes, with where the array lies in it. `before` is a copy to compare with (inputs)."""
+    """A guarded buffer as bytes, with where the array lies in it. `before` is a copy to compare with
+    (inputs)."""
 
     label: str
     shape: tuple[int, ...]
@@ -66,7 +67,9 @@ def explain_change(block: Block, after: Any, before: Any) -> list[str]:
     count = int(np.prod(block.shape))
     if count:
         window = np.lib.stride_tricks.as_strided(
-            number[first + block.place.offset :], block.shape, tuple(8 * stride for stride in block.place.strides)
+            number[first + block.place.offset :],
+            block.shape,
+            tuple(8 * stride for stride in block.place.strides),
         )
         window[...] = np.arange(count).reshape(block.shape)
     inside = number[changed]
@@ -75,7 +78,8 @@ def explain_change(block: Block, after: Any, before: Any) -> list[str]:
         where = np.unravel_index(int(inside[inside >= 0].min()), block.shape)
         index = ", ".join(str(int(part)) for part in where)
         lines.append(
-            f"changes its input {block.label}: {int((inside >= 0).sum())} of {count} elements, the first at [{index}]"
+            f"changes its input {block.label}: {int((inside >= 0).sum())} of {count} elements, "
+            f"the first at [{index}]"
         )
     outside = changed[inside < 0]
     if outside.size:
@@ -98,7 +102,9 @@ def explain_margin(block: Block, low: Any, high: Any, byte: int) -> str | None:
     if over.size:
         away = int(over[0]) // block.itemsize
         parts.append(f"{-(-over.size // block.itemsize)} elements past its end (the first {away} past it)")
-    return f"writes out of bounds: {' and '.join(parts)}, in a tensor of shape {block.shape} from {block.label}"
+    return (
+        f"writes out of bounds: {' and '.join(parts)}, in a tensor of shape {block.shape} from {block.label}"
+    )
 
 
 class NumpyMemory:
@@ -130,7 +136,10 @@ class NumpyMemory:
             offset=start + place.offset * target.itemsize,
             strides=tuple(stride * target.itemsize for stride in place.strides),
         )
-        np.copyto(_writable(view, place), values.astype(target) if not _is_expanded(place) else _collapsed(values, place))
+        np.copyto(
+            _writable(view, place),
+            values.astype(target) if not _is_expanded(place) else _collapsed(values, place),
+        )
         self.inputs.append(Block(name, place.shape, target.itemsize, place, start, data, data.copy()))
         return view
 
@@ -156,7 +165,12 @@ class NumpyMemory:
         return allocate
 
     def _guarded(self, array: Any, label: str, *, fresh: bool) -> Any:
-        if type(array) is not np.ndarray or array.dtype.hasobject or not array.size or not array.dtype.itemsize:
+        if (
+            type(array) is not np.ndarray
+            or array.dtype.hasobject
+            or not array.size
+            or not array.dtype.itemsize
+        ):
             return array
         size = array.dtype.itemsize
         side = margin(array.shape, size)
@@ -186,7 +200,8 @@ class NumpyMemory:
 
     def alias(self, value: Any) -> str | None:
         return next(
-            (block.label for block in self.inputs if value.size and np.may_share_memory(value, block.data)), None
+            (block.label for block in self.inputs if value.size and np.may_share_memory(value, block.data)),
+            None,
         )
 
     def unwritten(self, value: Any) -> int:
@@ -200,7 +215,8 @@ class NumpyMemory:
 
 
 class Unguarded:
-    """JAX: arrays that the runtime owns. Only "inputs unchanged" can be checked, and memory layouts do not exist."""
+    """JAX: arrays that the runtime owns. Only "inputs unchanged" can be checked, and memory layouts do not
+    exist."""
 
     def __init__(self, device: str) -> None:
         self.device = device

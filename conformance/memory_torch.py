@@ -1,8 +1,8 @@
 """Guarded memory for PyTorch tensors, on the CPU and on a GPU: the other half of `memory`.
 
 Tensors are made from raw storages (no autograd views), and a `TorchFunctionMode` replaces what the candidate
-allocates in Python. Allocations inside compiled code (`torch.compile`, C++) are not seen; a candidate that cannot be
-traced under the mode states `guard_outputs=False` and the receipt says so.
+allocates in Python. Allocations inside compiled code (`torch.compile`, C++) are not seen; a candidate that
+cannot be traced under the mode states `guard_outputs=False` and the receipt says so.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.overrides import TorchFunctionMode
-
 from attnspec.conformance.bridges import dtype_name, torch_dtype
 from attnspec.conformance.layouts import Geometry, geometry
 from attnspec.conformance.memory import (
@@ -25,6 +23,7 @@ from attnspec.conformance.memory import (
     explain_margin,
     margin,
 )
+from torch.overrides import TorchFunctionMode
 
 ALLOCATORS = {
     torch.empty: "torch.empty",
@@ -85,7 +84,8 @@ class TorchMemory:
             yield
 
     def guarded(self, tensor: Any, label: str) -> Any:
-        """The same tensor in a guarded buffer; anything but a plain dense tensor with elements is left as it is."""
+        """The same tensor in a guarded buffer; anything but a plain dense tensor with elements is left as it
+        is."""
         plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided and not tensor.is_quantized
         if not plain or not tensor.numel() or tensor.device.type not in ("cpu", "cuda"):
             return tensor
@@ -163,4 +163,6 @@ class _Watch(TorchFunctionMode):  # type: ignore[misc]
 
 def _at(data: Any, dtype: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
     """A tensor over the buffer's storage that is no autograd view of it."""
-    return torch.empty(0, dtype=dtype, device=data.device).set_(data.untyped_storage(), offset, shape, strides)
+    return torch.empty(0, dtype=dtype, device=data.device).set_(
+        data.untyped_storage(), offset, shape, strides
+    )

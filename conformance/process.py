@@ -1,7 +1,8 @@
 """The runner's side of a worker: start it, give it cases, and tell how it ended when it does not come back.
 
-A `Worker` survives its process: after a crash or a timeout the next case finds a fresh one with the candidate loaded
-again. `Inline` has the same methods without a process, for callers who trust the candidate (tests of the suite).
+A `Worker` survives its process: after a crash or a timeout the next case finds a fresh one with the candidate
+loaded again. `Inline` has the same methods without a process, for callers who trust the candidate (tests of
+the suite).
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class Worker:
             return Observation(status="crash", message=f"cannot be started again: {self._failure}")
         try:
             answer = self._answer(self._deadline + GRACE)
-        except _Ended as ended:
+        except _EndedError as ended:
             observation = self._told(ended, limit)
             observation.seconds = limit if observation.status == "timeout" else time.perf_counter() - began
             return observation
@@ -144,8 +145,12 @@ class Worker:
                 self._start()
             wire.send(self._to, ("load", self._order))
             answer = self._answer(time.monotonic() + IMPORT_LIMIT)
-        except (_Ended, BrokenPipeError) as ended:
-            how = self._told(ended, IMPORT_LIMIT).message if isinstance(ended, _Ended) else "the process ended"
+        except (_EndedError, BrokenPipeError) as ended:
+            how = (
+                self._told(ended, IMPORT_LIMIT).message
+                if isinstance(ended, _EndedError)
+                else "the process ended"
+            )
             self.close()
             self._failure = f"{self._order.candidate}: importing it failed: {how}"
             raise CandidateError(self._failure) from None
@@ -191,18 +196,20 @@ class Worker:
         self._answer(time.monotonic() + IMPORT_LIMIT)
 
     def _answer(self, deadline: float) -> Any:
-        """The worker's next message; `_Ended` when there will be none."""
+        """The worker's next message; `_EndedError` when there will be none."""
         while True:
-            ready, _, _ = select.select([self._from], [], [], min(0.25, max(0.0, deadline - time.monotonic())))
+            ready, _, _ = select.select(
+                [self._from], [], [], min(0.25, max(0.0, deadline - time.monotonic()))
+            )
             if ready:
                 try:
                     return wire.receive(self._from)
                 except EOFError:
-                    raise _Ended("gone") from None
+                    raise _EndedError("gone") from None
             if time.monotonic() > deadline:
-                raise _Ended("late")
+                raise _EndedError("late")
             if os.fstat(self._capture).st_size > PRINT_LIMIT:
-                raise _Ended("flood")
+                raise _EndedError("flood")
 
     def _printed(self) -> str:
         size = os.fstat(self._capture).st_size
@@ -210,7 +217,7 @@ class Worker:
         os.ftruncate(self._capture, 0)
         return text.decode("utf-8", "replace")
 
-    def _told(self, ended: _Ended, limit: float) -> Observation:
+    def _told(self, ended: _EndedError, limit: float) -> Observation:
         """Say how the process ended, and make sure that it has."""
         assert self._process is not None
         if ended.how == "gone":
@@ -221,9 +228,15 @@ class Worker:
         self.close()
         place = _place(text)
         if ended.how == "flood":
-            return Observation("error", message=f"printed more than {PRINT_LIMIT >> 20} MiB in one call", printed=text[-4000:])
+            return Observation(
+                "error",
+                message=f"printed more than {PRINT_LIMIT >> 20} MiB in one call",
+                printed=text[-4000:],
+            )
         if ended.how == "late" or "Timeout (" in text:
-            return Observation("timeout", message=f"did not return within {limit:g} s{place}", printed=text[-4000:])
+            return Observation(
+                "timeout", message=f"did not return within {limit:g} s{place}", printed=text[-4000:]
+            )
         if code is None:
             message = "closed its connection to the suite"
         elif code < 0:
@@ -233,7 +246,7 @@ class Worker:
         return Observation("crash", message=message, traceback=text[-4000:], printed=text[-4000:])
 
 
-class _Ended(Exception):
+class _EndedError(Exception):
     """The worker will not answer: it is "gone", "late", or prints a "flood"."""
 
     def __init__(self, how: str) -> None:
@@ -259,7 +272,8 @@ def _signal(number: int) -> str:
 
 
 def _place(text: str) -> str:
-    """Where the candidate was, from the stack that faulthandler wrote: its innermost frame outside the suite."""
+    """Where the candidate was, from the stack that faulthandler wrote: its innermost frame outside the
+    suite."""
     for path, line, function in re.findall(r'File "([^"]+)", line (\d+) in (\S+)', text):
         if not is_suite(path) and not path.endswith(("threading.py", "ctypes/__init__.py")):
             return f" in {Path(path).name}:{line} ({function})"

@@ -1,10 +1,11 @@
 """The execution receipt: proof that the candidate's own function ran, and that it did not ask the oracle.
 
-`Watch` observes one call: how often the candidate's code was entered, and whether anything of `attnspec.spec`'s
-evaluators or of `attnspec.reference` ran meanwhile. It uses `sys.monitoring` (Python 3.12 and later: every call in
-every thread, nearly free) or `sys.setprofile` (3.11: this thread and threads started meanwhile; after `budget` calls
-it stops watching, and the receipt says so). `guard_imports`, which the worker installs before it imports the
-candidate, also wraps the oracle's entry points, so that calls from threads that were there before are seen.
+`Watch` observes one call: how often the candidate's code was entered, and whether anything of
+`attnspec.spec`'s evaluators or of `attnspec.reference` ran meanwhile. It uses `sys.monitoring` (Python 3.12
+and later: every call in every thread, nearly free) or `sys.setprofile` (3.11: this thread and threads started
+meanwhile; after `budget` calls it stops watching, and the receipt says so). `guard_imports`, which the worker
+installs before it imports the candidate, also wraps the oracle's entry points, so that calls from threads
+that were there before are seen.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
@@ -52,8 +54,7 @@ def oracle_name(code: CodeType) -> str | None:
         return None
     if room == "attnspec.spec" and code.co_name not in EVALUATORS:
         return None
-    stem = os.path.splitext(os.path.basename(code.co_filename))[0]
-    return f"{room}.{stem}.{code.co_qualname}"
+    return f"{room}.{Path(code.co_filename).stem}.{code.co_qualname}"
 
 
 class Watch:
@@ -143,7 +144,8 @@ if sys.version_info >= (3, 12):
 
 
 def guard_imports() -> None:
-    """From now on, wrap the oracle's entry points in every module that is imported, before anyone can alias them."""
+    """From now on, wrap the oracle's entry points in every module that is imported, before anyone can alias
+    them."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 

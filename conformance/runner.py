@@ -1,8 +1,8 @@
 """A conformance run: which cases, in which order, and what they amount to.
 
-`run` is what the command line, the pytest plugin and the mutation harness call. It never raises for what a candidate
-does; it raises `CandidateError` (and `SpecError` for the mechanism) where nothing can be judged at all. An interrupted
-run returns what was done, and says so.
+`run` is what the command line, the pytest plugin and the mutation harness call. It never raises for what a
+candidate does; it raises `CandidateError` (and `SpecError` for the mechanism) where nothing can be judged at
+all. An interrupted run returns what was done, and says so.
 """
 
 from __future__ import annotations
@@ -64,11 +64,13 @@ def run(
     """Judge a candidate.
 
     Args:
-        candidate: `module:function`, `file.py:function`, an adapter's short name, a function, or a `Candidate`.
+        candidate: `module:function`, `file.py:function`, an adapter's short name, a function, or a
+            `Candidate`.
         mechanism: the mechanism's name or path, or a `Suite`.
-        dtypes: None: what the candidate states of fp32, fp16 and bf16. One that it does not state is listed as not
-            supported.
-        select: only the cases whose id matches a pattern (`*`, `?`) or one of several, or for which it is True.
+        dtypes: None: what the candidate states of fp32, fp16 and bf16. One that it does not state is listed
+            as not supported.
+        select: only the cases whose id matches a pattern (`*`, `?`) or one of several, or for which it is
+            True.
         progress: called as `progress(done, total, result)` after every case.
         expectations: skip and xfail lists.
         explain: called with the session and the finished report while the candidate is still loaded.
@@ -77,7 +79,8 @@ def run(
         worker: a worker to use and to leave open, for many candidates in a row.
 
     Returns:
-        The report with exit code and summary: 0 when something was judged and nothing fails, 1 when something fails,
+        The report with exit code and summary: 0 when something was judged and nothing fails, 1 when something
+            fails,
         2 when nothing was judged.
 
     Raises:
@@ -125,9 +128,13 @@ def run(
             if interrupted:
                 expectations.apply(report, lambda: [case.id for case in every])
             else:
-                expectations.apply(report, (lambda: [case.id for case in every]) if select is not None else None)
+                expectations.apply(
+                    report, (lambda: [case.id for case in every]) if select is not None else None
+                )
         if interrupted:
-            report.problems.append(f"interrupted: {len(report.results)} cases were judged, the others were not run")
+            report.problems.append(
+                f"interrupted: {len(report.results)} cases were judged, the others were not run"
+            )
         report.seconds = time.perf_counter() - began
         outcome.conclude(report)
         if explain is not None and not interrupted and report.exit_code == outcome.DOES_NOT_CONFORM:

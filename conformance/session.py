@@ -1,12 +1,13 @@
 """A candidate and its oracle side by side: the loop that poses cases and turns answers into results.
 
-A `Session` keeps a worker with the candidate loaded and, for long runs, processes that evaluate the oracle ahead of
-time. `judge_all` overlaps the three: while the worker computes a case, this process judges the one before and builds
-the next. The runner, the shrinker (`judge`) and the diagnosis (`examine`) share it.
+A `Session` keeps a worker with the candidate loaded and, for long runs, processes that evaluate the oracle
+ahead of time. `judge_all` overlaps the three: while the worker computes a case, this process judges the one
+before and builds the next. The runner, the shrinker (`judge`) and the diagnosis (`examine`) share it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -29,6 +30,7 @@ POOL_FROM = 24  # a run of fewer cases is over before the oracle's processes hav
 AHEAD = 6  # cases that the oracle's processes are ahead of the candidate
 EVERY = 8  # one case in this many, and the first of each group, gets a decoy call and an unlimited receipt
 DECOY_LIMIT = 1 << 20  # elements of the inputs beyond which there is no decoy call
+FOLLOW_UPS = 12  # further calls per run that look for the reason of a failure
 GIVE_UP = {"timeout": 3, "crash": 8}  # in a row
 
 
@@ -58,8 +60,10 @@ class Session:
         candidate: a name that `resolve` understands, a function, or a `Candidate`.
         suite: the mechanism's cases and oracle.
         timeout: seconds for one call; the first may take six times as long.
-        isolated: run the candidate in a worker process. Without it a crash or an endless loop is the caller's own.
-        oracles: processes that evaluate the oracle ahead; 0: in this process. None: chosen from the number of cores.
+        isolated: run the candidate in a worker process. Without it a crash or an endless loop is the caller's
+            own.
+        oracles: processes that evaluate the oracle ahead; 0: in this process. None: chosen from the number of
+            cores.
         memory: bytes that the worker may allocate; None: the machine's memory, without a limit on a GPU.
 
     Raises:
@@ -84,7 +88,8 @@ class Session:
         self.timeout = timeout
         self.oracles = oracles
         self._pool: ProcessPoolExecutor | None = None
-        self._warm = False
+        self._warm: set[str] = set()
+        self._follow_ups = 0
         self._asked: set[str] = set()
         self._held: Observation | None = None
         self._busy = False
@@ -106,6 +111,11 @@ class Session:
             else:
                 self.signature = inline.bound(Caller(bind(_description(candidate), suite.interface), device))
             self.environment = inline.environment
+        try:
+            suite.check(self.signature)
+        except CandidateError:
+            self.close()
+            raise
 
     def judge(self, case: Case) -> CaseResult:
         """Pose one case and judge the answer."""
@@ -176,13 +186,14 @@ class Session:
             if reason is not None:
                 return CaseResult(case, "not_supported", message=reason)
             resolved, shapes = self.suite.frame(case, data)
+            given = self.suite.to_candidate(data, self.signature)
             small = sum(int(getattr(value, "size", 0)) for value in data.inputs.values()) <= DECOY_LIMIT
             job = make_job(
                 case,
-                data,
+                given,
                 self.suite.interface,
                 device=self.device,
-                resolved=resolved,
+                resolved={**resolved, **given.options},
                 shapes=shapes,
                 differentiable=self.signature.differentiable,
                 decoy=sampled and small,
@@ -193,7 +204,7 @@ class Session:
             return CaseResult(case, "error", message=f"the suite built a wrong case: {error}")
 
     def _send(self, posed: _Posed) -> _Posed:
-        limit = self.timeout * (1 if self._warm else FIRST_CALL)
+        limit = self.timeout * (1 if posed.case.direction in self._warm else FIRST_CALL)
         self.station.send(posed.job, limit)
         self._busy = True
         return posed
@@ -204,7 +215,9 @@ class Session:
             return observation
         self._busy = False
         observation = self.station.receive()
-        self._warm = self._warm or observation.status == "returned"
+        if observation.status == "returned":
+            self._warm.add(posed.case.direction)
+            self.suite.from_candidate(posed.data, observation, self.signature)
         return observation
 
     def _finish(self, posed: _Posed, observation: Observation) -> CaseResult:
@@ -217,19 +230,47 @@ class Session:
         elif posed.expected is not None:
             posed.expected.cancel()
         result = judging.conclude(self.suite, posed.case, expected, observation, self.signature)
-        if result.status == "fail" and judging.has_stray_nan(observation) and not posed.job.finite:
-            if self._busy:  # the next case is running: keep its answer until it is asked for
-                self._held = self._receive(posed)
-            posed.job.finite, posed.job.decoy, posed.job.repeats = True, False, 0
-            held, self._held = self._held, None
-            second = self._receive(self._send(posed))
-            self._held = held
+        if (
+            result.status == "fail"
+            and self._follow_ups < FOLLOW_UPS
+            and self._explain(posed, expected, observation)
+        ):
+            result = judging.conclude(self.suite, posed.case, expected, observation, self.signature)
+        return result
+
+    def _explain(self, posed: _Posed, expected: Any, observation: Observation) -> bool:
+        """Call again with one thing changed that a kernel must not notice; True where that says what is
+        wrong."""
+        if judging.has_stray_nan(observation):
+            second = self._again(posed, finite=True)
             if judging.reads_outside(observation, second):
                 observation.receipt["outside"] = (
                     "reads out of bounds: the result changes with what lies around the inputs in memory"
                 )
-                result = judging.conclude(self.suite, posed.case, expected, observation, self.signature)
-        return result
+                return True
+        layouts = judging.layouts(observation)
+        if layouts:
+            plain = dataclasses.replace(posed.case, layout="contiguous")
+            second = self._again(posed, case=plain)
+            if judging.conclude(self.suite, plain, expected, second, self.signature).status == "pass":
+                observation.receipt["layout"] = (
+                    "is right only for contiguous inputs: wrong where they are "
+                    f"{', '.join(layouts)} in memory"
+                )
+                return True
+        return False
+
+    def _again(self, posed: _Posed, **changes: Any) -> Observation:
+        """One more call with the same values, while keeping the answer of the case that is running, if one
+        is."""
+        self._follow_ups += 1
+        if self._busy:
+            self._held = self._receive(posed)
+        held, self._held = self._held, None
+        job = dataclasses.replace(posed.job, decoy=False, repeats=0, **changes)
+        observation = self._receive(self._send(dataclasses.replace(posed, job=job)))
+        self._held = held
+        return observation
 
     def _open_pool(self, cases: int) -> None:
         wanted = self.oracles

@@ -8,6 +8,8 @@ stops at its budget. Used by the runner's explanations; it knows nothing of cand
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -72,6 +74,7 @@ def reductions(case: Case) -> Iterator[Case]:
         yield dataclasses.replace(case, values=PLAIN_VALUES)
     if case.layout != PLAIN_LAYOUT:
         yield dataclasses.replace(case, layout=PLAIN_LAYOUT)
+    yield from _in_proportion(case)
     yield from _last_steps(case)
 
 
@@ -90,6 +93,15 @@ def _smaller(case: Case) -> Iterator[Case]:
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         for target in _targets(sizes[name]):
             yield _sized(case, {**sizes, name: target})
+
+
+def _in_proportion(case: Case) -> Iterator[Case]:
+    """Two sizes divided by their common factor: grouped heads keep their ratio, tiles their number."""
+    for first, second in itertools.combinations(sorted(case.sizes), 2):
+        factor = math.gcd(case.sizes[first], case.sizes[second])
+        if factor > 1:
+            one, two = case.sizes[first] // factor, case.sizes[second] // factor
+            yield _sized(case, {**case.sizes, first: one, second: two})
 
 
 def _last_steps(case: Case) -> Iterator[Case]:

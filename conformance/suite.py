@@ -1,7 +1,8 @@
 """The judge's side of a run as one object: cases, their data, what is expected, and the judgement.
 
 `Suite` bundles the stations `cases`, `oracle` and `verdict` for one mechanism, so that the runner, the oracle
-processes and tests speak to one thing. It is sent to oracle processes by the mechanism's name and loads there.
+processes and tests speak to one thing. It is sent to oracle processes by the mechanism's name and loads
+there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from attnspec.conformance.candidate import CandidateError
 from attnspec.conformance.interface import Interface
 from attnspec.conformance.types import (
     CandidateSignature,
@@ -61,6 +63,39 @@ class Suite:
 
         return build(case)
 
+    def check(self, signature: CandidateSignature) -> None:
+        """Refuse declarations that are unknown or say nothing about this mechanism.
+
+        Raises:
+            CandidateError: the message names the declaration and what is legal.
+        """
+        from attnspec.conformance import semantics
+
+        try:
+            semantics.check(self.mechanism, signature.declares)
+            self.mechanism.rounding(signature.rounding)
+        except ValueError as error:
+            raise CandidateError(f"{signature.name}: {error}") from None
+
+    def to_candidate(self, data: CaseData, signature: CandidateSignature) -> CaseData:
+        """The data in the conventions that the candidate declares."""
+        from attnspec.conformance import semantics
+
+        return semantics.to_candidate(self.mechanism, data, signature.declares)
+
+    def from_candidate(self, data: CaseData, observation: Observation, signature: CandidateSignature) -> None:
+        """Bring what the candidate returned (repeats included) into the mechanism's conventions, in place."""
+        from attnspec.conformance import semantics
+
+        def convert(
+            outputs: Mapping[str, Any], gradients: Mapping[str, Any]
+        ) -> tuple[dict[str, Any], dict[str, Any]]:
+            return semantics.from_candidate(self.mechanism, data, outputs, gradients, signature.declares)
+
+        observation.outputs, observation.gradients = convert(observation.outputs, observation.gradients)
+        for repeat in observation.repeats:
+            repeat["outputs"], repeat["gradients"] = convert(repeat["outputs"], repeat["gradients"])
+
     def frame(self, case: Case, data: CaseData) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
         """Every option with its default, and the outputs' shapes with the batch axes first."""
         from attnspec.spec.language import static_value
@@ -71,7 +106,9 @@ class Suite:
             for axes in self.interface.outputs.values()
             for index in axes
         }
-        return resolved, {name: tuple(lengths[i] for i in axes) for name, axes in self.interface.outputs.items()}
+        return resolved, {
+            name: tuple(lengths[i] for i in axes) for name, axes in self.interface.outputs.items()
+        }
 
     def expected(self, case: Case, data: CaseData, signature: CandidateSignature) -> Any:
         """The oracle's outputs with the spread that honest rounding gives them."""
@@ -88,5 +125,7 @@ class Suite:
         """Judge what the candidate returned."""
         from attnspec.conformance.verdict import judge
 
-        outputs: Mapping[str, Any] = observation.gradients if case.direction == "backward" else observation.outputs
+        outputs: Mapping[str, Any] = (
+            observation.gradients if case.direction == "backward" else observation.outputs
+        )
         return list(judge(case, expected, outputs))

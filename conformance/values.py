@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from attnspec.conformance.shapes import Roles
-from attnspec.spec.language import InputDecl, SpecError, round_to, static_value
+from attnspec.spec.language import InputDecl, SpecError, static_value
+from attnspec.spec.language.formats import round_to
 from attnspec.spec.mechanism import Mechanism
 
 Array = np.ndarray[Any, Any]

@@ -1,8 +1,9 @@
-"""Messages between the runner and a worker: pickles with their arrays out of band, length-prefixed, over a pipe.
+"""Messages between the runner and a worker: pickles with their arrays out of band, length-prefixed, over a
+pipe.
 
-A message is a count of parts, their lengths, and the parts: the pickle first, then the raw bytes of its arrays, so
-that large arrays are not copied into the pickle. The pipe is private to the two processes; what the candidate prints
-goes elsewhere.
+A message is a count of parts, their lengths, and the parts: the pickle first, then the raw bytes of its
+arrays, so that large arrays are not copied into the pickle. The pipe is private to the two processes; what
+the candidate prints goes elsewhere.
 """
 
 from __future__ import annotations

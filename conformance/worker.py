@@ -1,9 +1,9 @@
 """The process in which candidates run: `python -m attnspec.conformance.worker READ WRITE`.
 
 It reads messages (`wire`) from one descriptor and answers on another: `("load", Load)` is answered by
-`("loaded", CandidateSignature, environment)` or `("unusable", message)`, `("call", Job, limit)` by `("observed", Observation)`.
-Standard output and error belong to the candidate; the parent captures them. Crashes and endless loops end this process
-and are the parent's (`process`) to tell.
+`("loaded", CandidateSignature, environment)` or `("unusable", message)`, `("call", Job, limit)` by
+`("observed", Observation)`. Standard output and error belong to the candidate; the parent captures them.
+Crashes and endless loops end this process and are the parent's (`process`) to tell.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def address(candidate: str | Candidate | Callable[..., Any]) -> str:
     code = getattr(inspect.unwrap(candidate), "__code__", None)
     if not name or "<" in name:
         raise CandidateError(
-            f"{name or candidate!r}: a worker process cannot import it; give module:function or file.py:function, "
-            "or run it without isolation"
+            f"{name or candidate!r}: a worker process cannot import it; give module:function or "
+            "file.py:function, or run it without isolation"
         )
     module = getattr(candidate, "__module__", None)
     spec = getattr(sys.modules.get(module or ""), "__spec__", None)
@@ -78,7 +78,9 @@ def load(order: Load) -> Caller:
         _limit_memory(order.memory)
     candidate = resolve(order.candidate, order.interface.mechanism)
     if order.device not in candidate.devices:
-        raise CandidateError(f"{candidate.name}: does not run on {order.device}; it states {', '.join(candidate.devices)}")
+        raise CandidateError(
+            f"{candidate.name}: does not run on {order.device}; it states {', '.join(candidate.devices)}"
+        )
     caller = Caller(bind(candidate, order.interface), order.device)
     if candidate.framework == "torch":
         import torch

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from attnspec.spec import load
 
 Function = Callable[[Any, Any, Any, bool], Any]
@@ -43,7 +42,9 @@ class Shape:
     @property
     def flops(self) -> float:
         """Multiply-adds count twice; causal work is the kept pairs."""
-        pairs = sum(min(self.M, max(0, i + self.M - self.N + 1)) for i in range(self.N)) if self.causal else self.N * self.M
+        pairs = (
+            sum(min(self.M, max(0, i + self.M - self.N + 1)) for i in range(self.N)) if self.causal else self.N * self.M
+        )
         return 4.0 * self.B * self.H * pairs * self.D
 
 
@@ -99,10 +100,10 @@ def main(argv: list[str] | None = None) -> int:
         )
     if arguments.json:
         from attnspec.conformance.environment import fingerprint
-        from attnspec.conformance.report.files import write_atomically
+        from attnspec.conformance.report.files import write
 
-        document = {"environment": fingerprint(device), "rows": [asdict(row) for row in rows]}
-        write_atomically(arguments.json, json.dumps(document, indent=1) + "\n")
+        document = {"environment": fingerprint("torch", device), "rows": [asdict(row) for row in rows]}
+        write(arguments.json, json.dumps(document, indent=1) + "\n")
     return 0
 
 
@@ -137,10 +138,16 @@ def measure(shape: Shape, dtype: str, device: str, repeats: int) -> list[Row]:
             factor = 1.0 if direction == "forward" else 2.5
             rows.append(
                 Row(
-                    name, direction, dtype, asdict(shape), seconds,
-                    (max(samples) - min(samples)) / seconds, seconds / base,
-                    factor * shape.flops / seconds / 1e12, errors[name],
-                )  # fmt: skip
+                    name,
+                    direction,
+                    dtype,
+                    asdict(shape),
+                    seconds,
+                    (max(samples) - min(samples)) / seconds,
+                    seconds / base,
+                    factor * shape.flops / seconds / 1e12,
+                    errors[name],
+                )
             )
     return rows
 
@@ -204,12 +211,8 @@ def _flex() -> Function:
     def run(q: Any, k: Any, v: Any, causal: bool) -> Any:
         n, m = q.shape[2], k.shape[2]
         if causal and (n, m) not in masks:
-            masks[n, m] = create_block_mask(
-                lambda b, h, i, j: j <= i + (m - n), None, None, n, m, device=str(q.device)
-            )
-        return compiled(
-            q, k, v, block_mask=masks[n, m] if causal else None, enable_gqa=q.shape[1] != k.shape[1]
-        )
+            masks[n, m] = create_block_mask(lambda b, h, i, j: j <= i + (m - n), None, None, n, m, device=str(q.device))
+        return compiled(q, k, v, block_mask=masks[n, m] if causal else None, enable_gqa=q.shape[1] != k.shape[1])
 
     return run
 
@@ -223,7 +226,6 @@ def _equations(q: Any, k: Any, v: Any, causal: bool) -> Any:
 
 def _reference(q: Any, k: Any, v: Any, causal: bool) -> Any:
     import torch
-
     from attnspec.reference.softmax_attention import softmax_attention
 
     arrays = [tensor.double().numpy() for tensor in (q, k, v)]

@@ -10,15 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from hypothesis import assume
-from hypothesis import strategies as st
-
-from attnspec.spec.language import InputDecl, SpecError, static_value
+from attnspec.spec.language import InputDecl, SpecError, read_expression, static_value
 from attnspec.spec.language.syntax import Name
 from attnspec.spec.laws import Draw, Law, Trial
 from attnspec.spec.mechanism import Mechanism
-
-DEFAULT_RANGES = {"query": (1, 7), "key": (1, 9)}
+from hypothesis import assume
+from hypothesis import strategies as st
 
 
 def size_of(mechanism: Mechanism, index: str, sizes: Mapping[str, int]) -> int:
@@ -30,9 +27,9 @@ def size_of(mechanism: Mechanism, index: str, sizes: Mapping[str, int]) -> int:
 
 
 @st.composite
-def trials(draw: st.DrawFn, mechanism: Mechanism, law: Law, ranges: Mapping[str, tuple[int, int]] | None = None) -> Trial:
+def trials(draw: st.DrawFn, mechanism: Mechanism, law: Law) -> Trial:
     """A law with everything that its first call needs."""
-    sizes = draw(sizes_for(mechanism, law, ranges or {}))
+    sizes = draw(sizes_for(mechanism, law))
     options = {}
     for name, choices in law.options.items():
         value = draw(st.sampled_from(choices)) if isinstance(choices, list) else choices
@@ -54,8 +51,6 @@ def trials(draw: st.DrawFn, mechanism: Mechanism, law: Law, ranges: Mapping[str,
         assume(False)
         raise
     if law.where:
-        from attnspec.spec.language import read_expression
-
         assume(static_value(read_expression(law.where), sizes=first, options=resolved, present=frozenset(inputs)))
     extra = {d.name: draw_extra(mechanism, law, d, {**sizes, **first}, rng) for d in law.draws}
     batch = [size_of(mechanism, index, first) for index in mechanism.batch]
@@ -67,17 +62,13 @@ def trials(draw: st.DrawFn, mechanism: Mechanism, law: Law, ranges: Mapping[str,
 
 
 @st.composite
-def sizes_for(draw: st.DrawFn, mechanism: Mechanism, law: Law, ranges: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+def sizes_for(draw: st.DrawFn, mechanism: Mechanism, law: Law) -> dict[str, int]:
     """Small sizes that obey the declared minima and, for heads, the divisibility that grouped queries need."""
     sizes: dict[str, int] = {}
-    axes_of_role: dict[str, str] = {}
-    for decl in mechanism.inputs.values():
-        for axis in decl.axes:
-            axes_of_role.setdefault(str(getattr(mechanism.indices[axis], "id", axis)), decl.role)
     for name, size in mechanism.sizes.items():
         if size.value is not None:
             continue
-        low, high = law.sizes.get(name) or ranges.get(name) or (1, 2 if name.startswith(("B", "H")) else 6)
+        low, high = law.sizes.get(name) or (1, 2 if name.startswith(("B", "H")) else 6)
         sizes[name] = draw(st.integers(max(low, size.minimum), high))
     if {"H", "Hk"} <= set(sizes) and "H" not in law.sizes:
         sizes["H"] = sizes["Hk"] * draw(st.integers(1, 2))
@@ -106,7 +97,9 @@ def draw_input(
     )
     if decl.role == "page_table":
         pages = sizes[_size_name(mechanism, "p")]
-        return np.stack([rng.permutation(np.resize(np.arange(pages), max(shape[-1], pages)))[: shape[-1]] for _ in range(shape[0])]).astype(np.int64)
+        return np.stack(
+            [rng.permutation(np.resize(np.arange(pages), max(shape[-1], pages)))[: shape[-1]] for _ in range(shape[0])]
+        ).astype(np.int64)
     if decl.role == "segment":
         return np.sort(rng.integers(0, 3, size=shape), axis=-1)
     if decl.role == "length":
@@ -127,7 +120,6 @@ def _size_name(mechanism: Mechanism, index: str) -> str:
 
 def _limit(mechanism: Mechanism, decl: InputDecl, sizes: Mapping[str, int], so_far: Mapping[str, Any]) -> int:
     """The bound in a length's domain `0 <= x <= BOUND`."""
-    from attnspec.spec.language import read_expression
 
     bound = decl.domain.rsplit("<=", 1)[-1].strip()
     known = dict(sizes)
@@ -160,7 +152,6 @@ def real_values(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> 
 
 def draw_extra(mechanism: Mechanism, law: Law, extra: Draw, sizes: Mapping[str, int], rng: np.random.Generator) -> Any:
     """A law's own quantity: reals, a permutation, or one integer below a size."""
-    from attnspec.spec.language import read_expression
 
     def length(axis: str) -> int:
         if axis in law.indices:

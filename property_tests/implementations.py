@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-
 from attnspec.spec.mechanism import Mechanism
 
 
@@ -23,7 +22,11 @@ class Forward(Protocol):
 
 class Backward(Protocol):
     def __call__(
-        self, inputs: Mapping[str, Any], options: Mapping[str, Any], cotangents: Mapping[str, Any], wrt: Sequence[str]
+        self,
+        inputs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        cotangents: Mapping[str, Any],
+        wrt: Sequence[str],
     ) -> dict[str, Any]: ...
 
 
@@ -42,7 +45,10 @@ def spec(mechanism: Mechanism) -> Implementation:
     """The equations themselves, in float64."""
 
     def backward(
-        inputs: Mapping[str, Any], options: Mapping[str, Any], cotangents: Mapping[str, Any], wrt: Sequence[str]
+        inputs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        cotangents: Mapping[str, Any],
+        wrt: Sequence[str],
     ) -> dict[str, Any]:
         return mechanism.gradients(inputs, options, cotangents, wrt=wrt)
 
@@ -56,7 +62,10 @@ def reference(mechanism: Mechanism) -> Implementation:
     gradient = getattr(module, f"{mechanism.name}_backward")
 
     def backward(
-        inputs: Mapping[str, Any], options: Mapping[str, Any], cotangents: Mapping[str, Any], wrt: Sequence[str]
+        inputs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        cotangents: Mapping[str, Any],
+        wrt: Sequence[str],
     ) -> dict[str, Any]:
         given = {f"d{name}": value for name, value in cotangents.items()}
         if "dO" in inspect.signature(gradient).parameters and "dO" not in given:
@@ -88,7 +97,10 @@ def kernel(mechanism: Mechanism) -> Implementation:
         return {name: value.double().cpu().numpy() for name, value in zip(names, values, strict=True)}
 
     def backward(
-        inputs: Mapping[str, Any], options: Mapping[str, Any], cotangents: Mapping[str, Any], wrt: Sequence[str]
+        inputs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        cotangents: Mapping[str, Any],
+        wrt: Sequence[str],
     ) -> dict[str, Any]:
         given = tensors(inputs)
         for name in wrt:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
-
 from attnspec.property_tests import implementations
 from attnspec.property_tests.checking import violation
 from attnspec.property_tests.draw import trials
 from attnspec.spec import load, mechanisms
 from attnspec.spec.laws import Law, Trial, laws
 from attnspec.spec.mechanism import Mechanism
+from hypothesis import HealthCheck, Phase, given, seed, settings
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -62,7 +62,7 @@ def broken(mechanism: Mechanism, law: Law, change: tuple[str, str]) -> Mechanism
     from attnspec.spec.language import read
 
     old, new = change
-    programs = {}
+    programs: dict[str, Any] = {}
     for part in ("program", "gradient"):
         program = getattr(mechanism, part)
         if program is not None and old in program.text:

@@ -25,12 +25,12 @@ A law that refers to something unknown is refused when it is read.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from attnspec.spec.language import (
     Declarations,
     InputDecl,
@@ -38,20 +38,19 @@ from attnspec.spec.language import (
     Program,
     SizeDecl,
     SpecError,
+    children,
     evaluate,
     read,
     read_expression,
-    static_value,
+    rebuild,
 )
-from attnspec.spec.language.syntax import Name, Node
+from attnspec.spec.language.syntax import Kind, Name, Node
 
 if TYPE_CHECKING:
     from attnspec.spec.mechanism import Mechanism
 
-Call = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
-"""inputs, options -> outputs by name."""
-Gradient = Callable[[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
-"""inputs, options, cotangents -> gradients by input name."""
+Evaluator = Callable[..., dict[str, Any]]
+"""`evaluate` or `sympy_evaluate`."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,7 @@ class Law:
     holds: str = ""
     exact: bool = False
     prove: bool = False
+    tiny: Mapping[str, int] = field(default_factory=dict)
     refuted: str = ""
     breaks: tuple[tuple[str, str], ...] = ()
     source: str = ""
@@ -133,7 +133,9 @@ def _law(mechanism: Mechanism, kind: str, entry: Mapping[str, Any]) -> Law:
         rest[key] = tuple(rest.get(key, ()))
         for name in rest[key]:
             if name not in mechanism.inputs:
-                raise SpecError(f"{kind} {entry['name']!r}: {key} names the unknown input {name!r}", file=mechanism.name)
+                raise SpecError(
+                    f"{kind} {entry['name']!r}: {key} names the unknown input {name!r}", file=mechanism.name
+                )
     rest["cotangents"] = tuple(rest.get("cotangents", ()))
     rest["breaks"] = tuple((b["replace"], b["by"]) for b in rest.get("breaks", ()))
     return Law(kind, draws=draws, **rest)
@@ -172,24 +174,25 @@ class Trial:
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(repr(self))
 
-    def second_call(self, evaluator: Callable[..., dict[str, Any]] = evaluate) -> tuple[dict[str, Any], dict[str, Any]]:
+    def second_call(self, evaluator: Evaluator = evaluate) -> tuple[dict[str, Any], dict[str, Any]]:
         """Inputs and options of the second call."""
         law, mechanism = self.law, self.mechanism
         sizes, resolved = mechanism.resolve(self.inputs, self.options)
+        free = {name: size for name, size in sizes.items() if mechanism.sizes[name].value is None}
         changed = dict(self.options)
         for name, value in law.other_options.items():
-            changed[name] = self._static(value, sizes, resolved) if isinstance(value, str) else value
-            if isinstance(value, str) and name in mechanism.options and value in mechanism.options[name].choices:
-                changed[name] = value
             if value == "null":
-                del changed[name]
+                changed.pop(name, None)
+            elif isinstance(value, str) and value not in mechanism.options[name].choices:
+                changed[name] = self._static(value, free, resolved, evaluator)
+            else:
+                changed[name] = value
         inputs = {name: value for name, value in self.inputs.items() if name not in law.without}
         if law.other:
             other_sizes = {
-                name: int(self._static(text, sizes, resolved)) for name, text in law.other_sizes.items()
+                name: int(self._static(text, free, resolved, evaluator)) for name, text in law.other_sizes.items()
             }
             program = self._other_program()
-            free = {name: size for name, size in sizes.items() if mechanism.sizes[name].value is None}
             second = {f"{name}_": size for name, size in {**free, **other_sizes}.items()}
             context = {**self.inputs, **self.extra, **self.definitions(law.other)}
             used = {name: value for name, value in context.items() if _mentions(law.other, name)}
@@ -200,13 +203,14 @@ class Trial:
                 inputs[target] = _cast(value, decl.kind)
         return inputs, changed
 
-    def _static(self, text: str, sizes: Mapping[str, int], options: Mapping[str, Any]) -> Any:
-        scalars = {name: value.item() for name, value in self.extra.items() if np.ndim(value) == 0}
-        if text in self.mechanism.options and self.mechanism.options[text].choices:
-            return options[text]
-        node = _with_scalars(read_expression(text, file=self.law.name), scalars)
-        present = frozenset(self.inputs)
-        return static_value(node, sizes=sizes, options=options, present=present) if text != "null" else None
+    def _static(self, text: str, sizes: Mapping[str, int], options: Mapping[str, Any], evaluator: Evaluator) -> Any:
+        """The value of an expression in sizes, options and the law's scalar draws."""
+        base = self.mechanism.declarations
+        scalars = {name: value for name, value in self.extra.items() if np.ndim(value) == 0 and _mentions(text, name)}
+        inputs = {draw.name: self._draw_decl(draw, "") for draw in self.law.draws if draw.name in scalars}
+        declarations = Declarations(base.sizes, base.indices, inputs, base.options, {"value": OutputDecl("value", ())})
+        program = read(f"value = {text}", declarations, file=f"{self.mechanism.name} [{self.law.name}]")
+        return evaluator(program, scalars, _set(options), sizes=sizes)["value"].item()
 
     def _other_program(self) -> Program:
         """The equations of `other`: free indices run over the second call's sizes."""
@@ -227,7 +231,10 @@ class Trial:
         for name in names:
             target = name.removesuffix("_")
             if not name.endswith("_") or target not in mechanism.inputs:
-                raise SpecError(f"law {law.name!r}: `other` defines {name!r}; expected an input's name with a trailing underscore", file=mechanism.name)
+                raise SpecError(
+                    f"law {law.name!r}: `other` defines {name!r}; expected an input's name with a trailing underscore",
+                    file=mechanism.name,
+                )
             outputs[name] = OutputDecl(name, mechanism.inputs[target].axes)
         declarations = Declarations(sizes, program_indices, inputs, base.options, outputs, base.batch)
         return read(law.other, declarations, file=f"{mechanism.name} [{law.name}.other]")
@@ -242,10 +249,9 @@ class Trial:
         return self.mechanism.evaluate(self.inputs, self.options, outputs=wanted) if wanted else {}
 
     def _draw_decl(self, draw: Draw, suffix: str) -> InputDecl:
-        kind = "int" if draw.values.startswith(("permutation", "integer")) else "real"
-        kind = "bool" if draw.values.startswith("bool") else kind
+        kind: Kind = "int" if draw.values.startswith(("permutation", "integer")) else "real"
         batch = self.mechanism.batch if draw.batch else ()
-        return InputDecl(draw.name, tuple(f"{a}{suffix}" for a in draw.axes), batch=batch, kind=kind)  # type: ignore[arg-type]
+        return InputDecl(draw.name, tuple(f"{a}{suffix}" for a in draw.axes), batch=batch, kind=kind)
 
     def verdict(
         self,
@@ -263,6 +269,21 @@ class Trial:
             first, second: outputs of the two calls, `gradients` and `other_gradients` theirs where the law needs them.
             tolerance: allowed difference relative to 1 + the largest finite magnitude of the tensor.
         """
+        context = self.context(first, second, other_inputs, gradients, other_gradients)
+        violation = self._equal(context, tolerance) if self.law.equal else None
+        if violation is None and self.law.holds:
+            violation = self._holds(context, tolerance)
+        return violation
+
+    def context(
+        self,
+        first: Mapping[str, Any],
+        second: Mapping[str, Any] | None = None,
+        other_inputs: Mapping[str, Any] | None = None,
+        gradients: Mapping[str, Any] | None = None,
+        other_gradients: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Every tensor that the law's equations may mention, by the name that they use."""
         law = self.law
         context: dict[str, Any] = {**self.inputs, **self.extra, **first}
         context |= self.definitions(law.equal + "\n" + law.holds)
@@ -271,24 +292,19 @@ class Trial:
         context |= {f"d{name}": value for name, value in self.cotangents.items()}
         context |= {f"d{name}": value for name, value in (gradients or {}).items()}
         context |= {f"d{name}_": value for name, value in (other_gradients or {}).items()}
-        for text, check in ((law.equal, self._equal), (law.holds, self._holds)):
-            if text:
-                violation = check(text, context, tolerance)
-                if violation is not None:
-                    return violation
-        return None
+        return context
 
-    def _equal(self, text: str, context: dict[str, Any], tolerance: float) -> Violation | None:
-        got = {}
+    def wanted(self, context: Mapping[str, Any], evaluator: Evaluator = evaluate) -> dict[str, Any]:
+        """What the law's `equal` lines say that each named tensor is, from the other tensors in `context`."""
         lines = []
-        for line in _lines(text):
+        for line in _lines(self.law.equal):
             head, _, body = line.partition("=")
-            name = head.split("[")[0].strip()
-            got[f"want_{name}"] = name
             lines.append(f"want_{head.strip()} = {body.strip()}")
-        wanted = self._context_values("\n".join(lines), context)
-        for key, want in wanted.items():
-            name = got[key]
+        values = self._context_values("\n".join(lines), context, evaluator)
+        return {name.removeprefix("want_"): value for name, value in values.items()}
+
+    def _equal(self, context: Mapping[str, Any], tolerance: float) -> Violation | None:
+        for name, want in self.wanted(context).items():
             have = np.asarray(context[name], dtype=float)
             want = np.broadcast_to(np.asarray(want, dtype=float), have.shape)
             violation = compare(self.law.name, name, have, want, 0.0 if self.law.exact else tolerance)
@@ -296,8 +312,8 @@ class Trial:
                 return violation
         return None
 
-    def _holds(self, text: str, context: dict[str, Any], tolerance: float) -> Violation | None:
-        values = self._context_values(text, {**context, "tol": np.asarray(tolerance)})
+    def _holds(self, context: Mapping[str, Any], tolerance: float) -> Violation | None:
+        values = self._context_values(self.law.holds, {**context, "tol": np.asarray(tolerance)}, evaluate)
         for name, value in values.items():
             value = np.asarray(value, dtype=bool)
             if not value.all():
@@ -305,7 +321,7 @@ class Trial:
                 return Violation(self.law.name, name, index, 0.0, 1.0)
         return None
 
-    def _context_values(self, text: str, context: dict[str, Any]) -> dict[str, Any]:
+    def _context_values(self, text: str, context: Mapping[str, Any], evaluator: Evaluator) -> dict[str, Any]:
         mechanism = self.mechanism
         base = mechanism.declarations
         sizes = _doubled_sizes(base)
@@ -324,7 +340,7 @@ class Trial:
         declarations = Declarations(sizes, indices, inputs, base.options, outputs, base.batch)
         program = read(text, declarations, file=f"{mechanism.name} [{self.law.name}]")
         first_sizes, resolved = mechanism.resolve(self.inputs, self.options)
-        return evaluate(program, used, _set(resolved), sizes=first_sizes, outputs=list(outputs))
+        return evaluator(program, used, _set(resolved), sizes=first_sizes, outputs=list(outputs))
 
     def _context_decl(self, name: str, first_suffix: str = "") -> InputDecl:
         """Declaration of a tensor that a law's equations mention, with its axes over the right call's sizes."""
@@ -338,6 +354,7 @@ class Trial:
         plain = name.removesuffix("_")
         suffix = "_second" if second else first_suffix
         broadcast: tuple[str, ...] = ()
+        kind: Kind
         if plain in mechanism.inputs:
             decl = mechanism.inputs[plain]
             axes, batch, broadcast, kind = decl.axes, decl.batch, decl.broadcast, decl.kind
@@ -358,7 +375,7 @@ class Trial:
             name,
             tuple(f"{axis}{suffix}" for axis in axes),
             batch=batch,
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             broadcast=tuple(f"{axis}{suffix}" if axis in axes else axis for axis in broadcast),
         )
 
@@ -385,8 +402,6 @@ def _lines(text: str) -> list[str]:
 
 
 def _mentions(text: str, name: str) -> bool:
-    import re
-
     return re.search(rf"(?<![A-Za-z0-9_]){re.escape(name)}(?![A-Za-z0-9_])", text) is not None
 
 
@@ -395,7 +410,7 @@ def _set(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cast(value: Any, kind: str) -> Any:
-    if getattr(value, "dtype", None) == object:
+    if np.asarray(value).dtype.kind == "O":  # symbols
         return value
     return np.asarray(value).astype({"real": np.float64, "int": np.int64, "bool": bool}[kind])
 
@@ -413,31 +428,7 @@ def _rename_sizes(node: Node, base: Declarations, suffix: str) -> Node:
     """The expression with every size name suffixed."""
     if isinstance(node, Name):
         return dataclasses.replace(node, id=node.id + suffix) if node.id in base.sizes else node
-    return _map_children(node, lambda child: _rename_sizes(child, base, suffix))
+    return rebuild(node, tuple(_rename_sizes(child, base, suffix) for child in children(node)))
 
 
-def _with_scalars(node: Node, scalars: Mapping[str, Any]) -> Node:
-    from attnspec.spec.language.syntax import Num
-
-    if isinstance(node, Name) and node.id in scalars:
-        return Num(scalars[node.id], at=node.at)
-    return _map_children(node, lambda child: _with_scalars(child, scalars))
-
-
-def _map_children(node: Node, change: Callable[[Node], Node]) -> Node:
-    changes: dict[str, Any] = {}
-    for entry in dataclasses.fields(node):
-        value = getattr(node, entry.name)
-        if isinstance(value, Node):
-            changes[entry.name] = change(value)
-        elif isinstance(value, tuple) and any(isinstance(item, Node) for item in value):
-            changes[entry.name] = tuple(change(item) if isinstance(item, Node) else item for item in value)
-    return dataclasses.replace(node, **changes) if changes else node
-
-
-def find(mechanism: Mechanism, names: Sequence[str] | None = None) -> list[Law]:
-    """The laws with these names, all without."""
-    return [law for law in laws(mechanism) if names is None or law.name in names]
-
-
-__all__ = ["Call", "Draw", "Gradient", "Law", "Trial", "Violation", "compare", "find", "laws"]
+__all__ = ["Draw", "Law", "Trial", "Violation", "compare", "laws"]

@@ -18,7 +18,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-
 from attnspec.spec.language import (
     EXACT,
     Arithmetic,
@@ -136,9 +135,7 @@ class Mechanism:
         except EvaluationError as error:
             raise EvaluationError(error.message, file=self.name) from None
 
-    def _resolve(
-        self, inputs: Mapping[str, Any], options: dict[str, Any]
-    ) -> tuple[dict[str, int], dict[str, Any]]:
+    def _resolve(self, inputs: Mapping[str, Any], options: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
         sizes = infer_sizes(self.declarations, inputs)
         present = frozenset(inputs)
         for name, fallback in self.otherwise.items():
@@ -226,9 +223,7 @@ class Mechanism:
                 axes = (*decl.batch, *decl.axes)
                 lengths = [static_value(self.indices[axis], sizes=sizes, options=resolved) for axis in axes]
                 arguments[name] = np.zeros([int(length or 0) for length in lengths])
-        got = evaluate(
-            program, arguments, resolved, sizes=sizes, outputs=outputs, rows=rows, arithmetic=arithmetic
-        )
+        got = evaluate(program, arguments, resolved, sizes=sizes, outputs=outputs, rows=rows, arithmetic=arithmetic)
         return {self.gradient_of[out]: self.collapse(self.gradient_of[out], got[out], inputs) for out in outputs}
 
     def gradient_call(
@@ -251,9 +246,7 @@ class Mechanism:
         if full:
             gradient = gradient.sum(tuple(full))
         summed = [
-            extra + axis
-            for axis, length in enumerate(shape)
-            if length == 1 and gradient.shape[extra + axis] != 1
+            extra + axis for axis, length in enumerate(shape) if length == 1 and gradient.shape[extra + axis] != 1
         ]
         for axis in summed:
             gradient = gradient.sum(axis, keepdims=True)
@@ -463,7 +456,8 @@ def _option(name: str, entry: Mapping[str, Any], expression: Any) -> OptionDecl:
 
 def _check_axes(declarations: Declarations, file: str) -> None:
     """Every axis of an input or output must be a declared index."""
-    for what in (*declarations.inputs.values(), *declarations.outputs.values()):
+    tensors: list[InputDecl | OutputDecl] = [*declarations.inputs.values(), *declarations.outputs.values()]
+    for what in tensors:
         batch = what.batch if isinstance(what, InputDecl) else ()
         for axis in (*batch, *what.axes):
             if axis not in declarations.indices:
@@ -479,15 +473,15 @@ def _gradient(
     if "gradient" not in raw:
         return None, {}
     cotangents = {
-        f"d{name}": InputDecl(
-            f"d{name}", out.axes, batch=declarations.batch, role="cotangent", optional=number > 0
-        )
+        f"d{name}": InputDecl(f"d{name}", out.axes, batch=declarations.batch, role="cotangent", optional=number > 0)
         for number, (name, out) in enumerate(declarations.outputs.items())
     }
     gradient_of = dict(raw["gradient"]["outputs"])
     for out, source in gradient_of.items():
         if source not in declarations.inputs:
-            raise SpecError(f"gradient.outputs: {out} is said to be the gradient of unknown input {source!r}", file=file)
+            raise SpecError(
+                f"gradient.outputs: {out} is said to be the gradient of unknown input {source!r}", file=file
+            )
     outputs = {out: OutputDecl(out, declarations.inputs[source].axes) for out, source in gradient_of.items()}
     extended = dataclasses.replace(declarations, inputs={**declarations.inputs, **cotangents}, outputs=outputs)
     text = raw["equations"]["text"].rstrip("\n") + "\n" + raw["gradient"]["text"]

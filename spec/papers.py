@@ -25,7 +25,7 @@ class Paper:
     reason: str | None = None
 
     def status(self, mechanisms: frozenset[str]) -> Literal["done", "planned", "none"]:
-        """"done" when the mechanism's file exists, "planned" when it does not yet, "none" without a mechanism."""
+        """ "done" when the mechanism's file exists, "planned" when it does not yet, "none" without a mechanism."""
         if self.mechanism is None:
             return "none"
         return "done" if self.mechanism in mechanisms else "planned"

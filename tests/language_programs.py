@@ -7,6 +7,8 @@ evaluators must then decide alike. Everything else may be rounded.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,17 +79,21 @@ class Sample:
 
 @dataclass
 class Builder:
-    """Draws expressions; `defined` maps the definitions so far to (axes, kind)."""
+    """Makes expressions; `choose(n)` picks a number below n, `defined` maps the definitions so far to (axes, kind)."""
 
-    draw: Any
+    choose: Callable[[int], int]
     defined: dict[str, tuple[str, str]] = field(default_factory=dict)
-    states: list[str] = field(default_factory=list)
 
     def pick(self, *options: Any) -> Any:
-        return self.draw(st.sampled_from(options))
+        return options[self.choose(len(options))]
 
     def maybe(self) -> bool:
-        return bool(self.draw(st.booleans()))
+        return self.choose(2) == 1
+
+    def shuffled(self, items: Sequence[str], count: int) -> str:
+        """`count` different items in any order."""
+        rest = list(items)
+        return "".join(rest.pop(self.choose(len(rest))) for _ in range(count))
 
     # Leaves
 
@@ -113,7 +119,7 @@ class Builder:
         for axis in axes:
             size = INDEX_SIZES[axis]
             same = [index for index in scope if INDEX_SIZES[index] == size]
-            if same and self.draw(st.integers(0, 3)):
+            if same and self.choose(4):
                 subscripts.append(self.pick(*same))
                 continue
             at = self.pick(*(f"{index} - 1" for index in scope), *(f"{index} + 1" for index in scope), "0", "N - 1")
@@ -157,7 +163,7 @@ class Builder:
         index = self.pick(*BOUND)
         inner = scope.replace(index, "") + index
         more = ""
-        if op in ("sum", "max", "any", "all") and self.draw(st.integers(0, 4)) == 0:
+        if op in ("sum", "max", "any", "all") and self.choose(5) == 0:
             more = self.pick(*(other for other in BOUND if other != index))
             inner = inner.replace(more, "") + more
         body = self.expression(kind, inner, depth)
@@ -224,7 +230,7 @@ class Builder:
         return self.leaf("exact", scope)
 
     def int(self, scope: str, depth: int) -> str:
-        form = self.pick("shared", "arithmetic", "division", "sum", "rank", "argmax", "floor", "leaf", "power")
+        form = self.pick("shared", "arithmetic", "division", "sum", "rank", "rank", "argmax", "floor", "leaf", "power")
         if form == "shared":
             return self.shared("int", scope, depth)
         if form == "arithmetic":
@@ -273,9 +279,9 @@ class Builder:
     # Equations
 
     def equation(self, name: str) -> list[str]:
-        axes = "".join(self.draw(st.permutations(BOUND))[: self.draw(st.integers(0, 3))])
-        kind = self.pick("real", "real", "real", "exact", "int", "bool")
-        body = self.expression(kind, axes, self.draw(st.integers(1, 3)))
+        axes = self.shuffled(BOUND, self.choose(4))
+        kind = self.pick("real", "real", "real", "exact", "int", "int", "bool")
+        body = self.expression(kind, axes, 1 + self.choose(4))
         self.defined[name] = (axes, kind)
         return [f"{name}[{','.join(axes)}] = {body}" if axes else f"{name} = {body}"]
 
@@ -303,17 +309,25 @@ class Builder:
 
 @st.composite
 def samples(draw: Any, largest: int = 3) -> Sample:
-    """Programs of one to four equations, perhaps with a recurrence, at sizes from 0 to `largest`."""
-    sizes = {name: draw(st.integers(0, largest)) for name in ("N", "M", "D", "T")} | {"B": draw(st.integers(1, 2))}
-    builder = Builder(draw)
+    """Programs of one to three equations or recurrences at sizes from 0 to `largest`; Hypothesis can shrink them."""
+    return make_sample(lambda count: int(draw(st.integers(0, count - 1))), largest)
+
+
+@st.composite
+def wild_samples(draw: Any, largest: int = 3) -> Sample:
+    """Like `samples`, from one seed: evenly mixed and richer programs, which do not shrink."""
+    return make_sample(random.Random(draw(st.integers(0, 2**64 - 1))).randrange, largest)
+
+
+def make_sample(choose: Callable[[int], int], largest: int = 3) -> Sample:
+    """A sample in which `choose(n)` makes every choice among n."""
+    sizes = {name: choose(largest + 1) for name in ("N", "M", "D", "T")} | {"B": 1 + choose(2)}
+    builder = Builder(choose)
     lines: list[str] = []
-    for position in range(draw(st.integers(1, 3))):
-        if draw(st.integers(0, 3)) == 0:
-            lines += builder.recurrence(f"S{position}")
-        else:
-            lines += builder.equation(f"A{position}")
+    for position in range(1 + choose(3)):
+        lines += builder.recurrence(f"S{position}") if choose(4) == 0 else builder.equation(f"A{position}")
     outputs = {
-        name: OutputDecl(name, tuple(draw(st.permutations(axes)))) for name, (axes, _) in builder.defined.items()
+        name: OutputDecl(name, tuple(builder.shuffled(axes, len(axes)))) for name, (axes, _) in builder.defined.items()
     }
     declarations = Declarations(
         sizes={name: SizeDecl(name) for name in sizes},
@@ -323,19 +337,11 @@ def samples(draw: Any, largest: int = 3) -> Sample:
         outputs=outputs,
         batch=("b",),
     )
-    options = draw(
-        st.fixed_dictionaries(
-            {},
-            optional={
-                "c": st.integers(0, 3),
-                "s": st.sampled_from([0.5, 2.0]),
-                "flag": st.booleans(),
-                "mode": st.sampled_from(["low", "high"]),
-                "lim": st.integers(0, 2),
-            },
-        )
-    )
-    inputs = make_inputs(sizes, draw(st.integers(0, 2**32 - 1)), draw(st.booleans()), draw(st.booleans()))
+    values: dict[str, tuple[Any, ...]] = {
+        "c": (0, 1, 2, 3), "s": (0.5, 2.0), "flag": (False, True), "mode": ("low", "high"), "lim": (0, 1, 2),
+    }  # fmt: skip
+    options = {name: builder.pick(*choices) for name, choices in values.items() if builder.maybe()}
+    inputs = make_inputs(sizes, choose(2**32), builder.maybe(), builder.maybe())
     return Sample("\n".join(lines), declarations, inputs, options, sizes)
 
 

@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 import torch
-
 from attnspec.conformance.candidate import candidate
 from attnspec.conformance.types import Unsupported
 
@@ -167,16 +166,16 @@ _by_shape: dict[Any, Any] = {}
 
 @described
 def caches_by_shape(q: Any, k: Any, v: Any) -> Any:
-    if q.shape not in _by_shape:
-        _by_shape[q.shape] = attention(q, k, v)
-    return _by_shape[q.shape].clone()
+    if (q.shape, q.dtype) not in _by_shape:
+        _by_shape[q.shape, q.dtype] = attention(q, k, v)
+    return _by_shape[q.shape, q.dtype].clone()
 
 
 @described
 def reuses_its_output(q: Any, k: Any, v: Any) -> Any:
-    shape = (*q.shape[:3], v.shape[-1])
+    shape = (*q.shape[:3], v.shape[-1], q.dtype)
     if shape not in _by_shape:
-        _by_shape[shape] = torch.empty(shape, dtype=q.dtype)
+        _by_shape[shape] = torch.empty(shape[:-1], dtype=q.dtype)
     return _by_shape[shape].copy_(attention(q, k, v))
 
 

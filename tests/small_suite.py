@@ -1,7 +1,8 @@
-"""A small suite for tests of the machinery: dense softmax attention with a plain NumPy oracle and a fixed tolerance.
+"""A small suite for tests of the machinery: dense softmax attention with a plain NumPy oracle and a fixed
+tolerance.
 
-It has the methods of `conformance.suite.Suite`, a dozen of cases in three shapes, and needs neither the equation
-language nor the noise model, so that a failure in a test of the runner is a failure of the runner.
+It has the methods of `conformance.suite.Suite`, a dozen of cases in three shapes, and needs neither the
+equation language nor the noise model, so that a failure in a test of the runner is a failure of the runner.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance.interface import InputFace, Interface, OptionFace
 from attnspec.conformance.suite import Suite
 from attnspec.conformance.types import (
@@ -81,12 +81,12 @@ def attention(data: CaseData) -> tuple[dict[str, Any], dict[str, Any]]:
     P = weights / np.where(total > 0, total, 1.0)
     with np.errstate(divide="ignore"):
         LSE = (np.log(total) + top)[..., 0]
-    O = np.einsum("bhij,bhje->bhie", P, V)
+    out = np.einsum("bhij,bhje->bhie", P, V)
     grads: dict[str, Any] = {}
     if "O" in data.cotangents:
         dO = data.cotangents["O"]
         dP = np.einsum("bhie,bhje->bhij", dO, V)
-        dS = P * (dP - (dO * O).sum(-1, keepdims=True))
+        dS = P * (dP - (dO * out).sum(-1, keepdims=True))
         heads = (Q.shape[0], Q.shape[1] // groups, groups)
         grads["Q"] = scale * np.einsum("bhij,bhjd->bhid", dS, K)
         dK = scale * np.einsum("bhij,bhid->bhjd", dS, Q)
@@ -94,7 +94,7 @@ def attention(data: CaseData) -> tuple[dict[str, Any], dict[str, Any]]:
         grads["K"] = dK.reshape(*heads, *dK.shape[2:]).sum(2)
         grads["V"] = dV.reshape(*heads, *dV.shape[2:]).sum(2)
         grads["bias"] = dS
-    return {"O": O, "LSE": LSE}, grads
+    return {"O": out, "LSE": LSE}, grads
 
 
 def rounded(array: Any, dtype: str) -> Any:
@@ -103,12 +103,18 @@ def rounded(array: Any, dtype: str) -> Any:
         return array
     if dtype == "bf16":
         bits = array.astype(np.float32).view(np.uint32)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(float)
+        return (
+            ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000)
+            .astype(np.uint32)
+            .view(np.float32)
+            .astype(float)
+        )
     return array.astype(np.float16 if dtype == "fp16" else np.float32).astype(np.float64)
 
 
 class SmallSuite(Suite):
-    """The suite's interface over this file's oracle. `variants` are (inputs, options) pairs to pose besides plain."""
+    """The suite's interface over this file's oracle. `variants` are (inputs, options) pairs to pose besides
+    plain."""
 
     def __init__(self, variants: Sequence[tuple[tuple[str, ...], dict[str, Any]]] = ()) -> None:
         self.name = "small"
@@ -119,14 +125,20 @@ class SmallSuite(Suite):
         return SmallSuite, (self.variants,)
 
     def cases(
-        self, level: Level, dtypes: Sequence[str], direction: Direction, seed: int, signature: CandidateSignature
+        self,
+        level: Level,
+        dtypes: Sequence[str],
+        direction: Direction,
+        seed: int,
+        signature: CandidateSignature,
     ) -> list[Case]:
         found = []
         for shape in SHAPES:
             for layout in LAYOUTS:
                 for number, (inputs, options) in enumerate([_PLAIN, *self.variants]):
                     found += [
-                        make_case(shape, layout, dtype, direction, seed, inputs, options, number) for dtype in dtypes
+                        make_case(shape, layout, dtype, direction, seed, inputs, options, number)
+                        for dtype in dtypes
                     ]
         return found
 
@@ -135,18 +147,31 @@ class SmallSuite(Suite):
 
     def frame(self, case: Case, data: CaseData) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
         Q, V = data.inputs["Q"], data.inputs["V"]
-        resolved = {name: face.default for name, face in INTERFACE.options.items()} | {"scale": Q.shape[-1] ** -0.5}
+        resolved = {name: face.default for name, face in INTERFACE.options.items()} | {
+            "scale": Q.shape[-1] ** -0.5
+        }
         return resolved | data.options, {"O": (*Q.shape[:3], V.shape[3]), "LSE": Q.shape[:3]}
 
     def expected(self, case: Case, data: CaseData, signature: CandidateSignature) -> Any:
         return attention(data)
+
+    def check(self, signature: CandidateSignature) -> None:
+        return
+
+    def to_candidate(self, data: CaseData, signature: CandidateSignature) -> CaseData:
+        return data
+
+    def from_candidate(self, data: CaseData, observation: Observation, signature: CandidateSignature) -> None:
+        return
 
     def rounding(self, signature: CandidateSignature) -> dict[str, Any]:
         return {"name": "fixed"}
 
     def judge(self, case: Case, expected: Any, observation: Observation) -> list[OutputEvidence]:
         outputs, grads = expected
-        want, got = (grads, observation.gradients) if case.direction == "backward" else (outputs, observation.outputs)
+        want, got = (
+            (grads, observation.gradients) if case.direction == "backward" else (outputs, observation.outputs)
+        )
         return [_evidence(name, got[name].astype(float), want[name], TOLERANCE[case.dtype]) for name in got]
 
 

@@ -15,7 +15,7 @@ from attnspec.spec.language import EvaluationError, evaluate, read
 from attnspec.spec.language.reader import parse_node
 from attnspec.spec.language.syntax import Declarations, InputDecl, OptionDecl, OutputDecl, SizeDecl
 from attnspec.tests.language_interpreter import interpret
-from attnspec.tests.language_programs import Sample, samples
+from attnspec.tests.language_programs import Sample, samples, wild_samples
 
 EXAMPLES = settings(
     max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -53,13 +53,13 @@ def assert_alike(got: Any, wanted: Any, tolerance: float = 1e-12) -> None:
 
 
 @EXAMPLES
-@given(samples())
+@given(samples() | wild_samples())
 def test_arrays_agree_with_loops(sample: Sample) -> None:
     assert_alike(outcome(evaluate, sample), outcome(interpret, sample))
 
 
 @EXAMPLES
-@given(samples())
+@given(samples() | wild_samples())
 def test_torch_agrees_with_loops(sample: Sample) -> None:
     torch = pytest.importorskip("torch")
     given_inputs = {name: torch.as_tensor(value) for name, value in sample.inputs.items()}
@@ -68,7 +68,7 @@ def test_torch_agrees_with_loops(sample: Sample) -> None:
 
 
 @EXAMPLES
-@given(samples(), st.data())
+@given(samples() | wild_samples(), st.data())
 def test_restricted_rows_are_rows_of_the_whole(sample: Sample, data: Any) -> None:
     wanted = outcome(interpret, sample)
     if isinstance(wanted, str):

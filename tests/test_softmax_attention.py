@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from attnspec.spec import SpecError, load
 
 MECHANISM = load("softmax_attention")
@@ -38,11 +37,19 @@ E1 = np.exp(1.0)
         pytest.param(example(), {}, (E1 + 2) / (E1 + 1), np.log(E1 + 1), id="plain"),
         pytest.param(example(sink=np.zeros(1)), {}, (E1 + 2) / (E1 + 2), np.log(E1 + 2), id="sink"),
         pytest.param(
-            example(), {"softcap": 1.0}, 2 - 1 / (1 + np.exp(-np.tanh(1))), np.log(np.exp(np.tanh(1)) + 1), id="softcap"
+            example(),
+            {"softcap": 1.0},
+            2 - 1 / (1 + np.exp(-np.tanh(1))),
+            np.log(np.exp(np.tanh(1)) + 1),
+            id="softcap",
         ),
         pytest.param(example(mask=np.zeros((1, 1, 1, 2), bool)), {}, 0.0, -INF, id="empty-row"),
         pytest.param(
-            example(mask=np.zeros((1, 1, 1, 2), bool), sink=np.zeros(1)), {}, 0.0, 0.0, id="empty-row-with-sink"
+            example(mask=np.zeros((1, 1, 1, 2), bool), sink=np.zeros(1)),
+            {},
+            0.0,
+            0.0,
+            id="empty-row-with-sink",
         ),
         pytest.param(example(), {"causal": True, "causal_alignment": "top_left"}, 1.0, 1.0, id="top-left"),
         pytest.param(example(), {"causal": True}, (E1 + 2) / (E1 + 1), np.log(E1 + 1), id="bottom-right"),
@@ -83,7 +90,10 @@ OPTIONS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "lengths": (("q_length", "kv_length"), {"causal": True}),
     "left-pad": (("left_pad",), {"causal": True}),
     "segments": (("q_segment", "kv_segment"), {"causal": True}),
-    "everything": (("bias", "mask", "sink", "dropout_mask"), {"causal": True, "softcap": 1.5, "dropout_p": 0.5}),
+    "everything": (
+        ("bias", "mask", "sink", "dropout_mask"),
+        {"causal": True, "softcap": 1.5, "dropout_p": 0.5},
+    ),
 }
 
 
@@ -138,7 +148,9 @@ def test_backward_equations_equal_finite_differences(case: str) -> None:
     for name, gradient in MECHANISM.gradients(inputs, options, weights).items():
         step = rng.normal(size=inputs[name].shape)
         h = 1e-5
-        slope = (loss({**inputs, name: inputs[name] + h * step}) - loss({**inputs, name: inputs[name] - h * step})) / (2 * h)
+        slope = (loss({**inputs, name: inputs[name] + h * step}) - loss({**inputs, name: inputs[name] - h * step})) / (
+            2 * h
+        )
         assert float(np.sum(gradient * step)) == pytest.approx(slope, rel=2e-8, abs=2e-8), name
 
 
@@ -154,7 +166,11 @@ def test_a_wrong_backward_equation_is_noticed() -> None:
     ("change", "options", "message"),
     [
         ({"K": None}, {}, "give either K and V"),
-        ({"K": np.zeros((2, 3, 7, 3)), "V": np.zeros((2, 3, 7, 2))}, {}, "multiple of the number of key/value heads"),
+        (
+            {"K": np.zeros((2, 3, 7, 3)), "V": np.zeros((2, 3, 7, 2))},
+            {},
+            "multiple of the number of key/value heads",
+        ),
         ({"q_segment": np.zeros((2, 5), int)}, {}, "q_segment and kv_segment go together"),
         ({}, {"dropout_p": 0.5}, "dropout_p needs an explicit dropout_mask"),
         ({}, {"dropout_p": 1.0}, "dropout_p"),

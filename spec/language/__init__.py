@@ -30,17 +30,42 @@ from attnspec.spec.language.syntax import (
     Program,
     SizeDecl,
 )
+from attnspec.spec.language.unparse import unparse, unparse_definition
 
-_LAZY: dict[str, str] = {}
+if TYPE_CHECKING:
+    from attnspec.spec.language.cost import Cost, CostModel, cost
+    from attnspec.spec.language.export import from_json, to_json
+    from attnspec.spec.language.latex import to_latex
+    from attnspec.spec.language.mutate import Mutant, mutants
+    from attnspec.spec.language.prove import Counterexample, prove_equal
+    from attnspec.spec.language.symbolic import sympy_evaluate
+
+_LAZY = {
+    "Cost": "cost",
+    "CostModel": "cost",
+    "Counterexample": "prove",
+    "Mutant": "mutate",
+    "cost": "cost",
+    "from_json": "export",
+    "mutants": "mutate",
+    "prove_equal": "prove",
+    "sympy_evaluate": "symbolic",
+    "to_json": "export",
+    "to_latex": "latex",
+}
 
 __all__ = [
     "EXACT",
     "SAMPLES",
     "Arithmetic",
+    "Cost",
+    "CostModel",
+    "Counterexample",
     "Declarations",
     "Definition",
     "EvaluationError",
     "InputDecl",
+    "Mutant",
     "OptionDecl",
     "OutputDecl",
     "Program",
@@ -49,9 +74,13 @@ __all__ = [
     "SpecError",
     "check",
     "children",
+    "cost",
     "evaluate",
+    "from_json",
     "infer_sizes",
     "kind_of",
+    "mutants",
+    "prove_equal",
     "read",
     "read_expression",
     "rebuild",
@@ -59,11 +88,18 @@ __all__ = [
     "round_to",
     "sigma",
     "static_value",
+    "sympy_evaluate",
+    "to_json",
+    "to_latex",
     "unit_roundoff",
+    "unparse",
+    "unparse_definition",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(f"attnspec.spec.language.{_LAZY[name]}"), name)
+        value = getattr(import_module(f"attnspec.spec.language.{_LAZY[name]}"), name)
+        globals()[name] = value  # importing the module `cost` has just bound that name to the module
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,8 +28,9 @@ class Arithmetic:
         definition that only renames or picks elements of another."""
         return value
 
-    def contract(self, operands: Sequence[Named], run: Callable[[Sequence[Named]], Named], terms: int,
-                 backend: Backend) -> Named:
+    def contract(
+        self, operands: Sequence[Named], run: Callable[[Sequence[Named]], Named], terms: int, backend: Backend
+    ) -> Named:
         """Called for each sum of products. `run` sums the product of operands like these; `terms` is the number of
         terms of each sum."""
         return run(operands)

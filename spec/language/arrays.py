@@ -8,22 +8,19 @@ unless a condition around them excludes the element.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from attnspec.spec.language import elementwise, reductions
-from attnspec.spec.language.arithmetic import EXACT, SAMPLES, Arithmetic
-from attnspec.spec.language.backend import Backend, backend_for
-from attnspec.spec.language.check import left_indices
+from attnspec.spec.language.arithmetic import Arithmetic
+from attnspec.spec.language.backend import Backend
+from attnspec.spec.language.check import kind_of, left_indices
 from attnspec.spec.language.errors import EvaluationError
 from attnspec.spec.language.indexing import Subscript, positions, select
-from attnspec.spec.language.named import Named, combine, conjunction, expanded, is_scalar, kind_of_array, lift
+from attnspec.spec.language.named import Named, combine, conjunction, is_scalar, kind_of_array, lift
 from attnspec.spec.language.order import axis_of, shift_of
-from attnspec.spec.language.sizes import index_size, infer_sizes, resolve_options
-from attnspec.spec.language.static import Plan, Setting, plan_for, static_value
+from attnspec.spec.language.static import Plan
 from attnspec.spec.language.sums import sum_of
 from attnspec.spec.language.syntax import (
     Binary,
@@ -35,7 +32,6 @@ from attnspec.spec.language.syntax import (
     Name,
     Node,
     Num,
-    Program,
     Reduce,
     Ref,
     Scan,
@@ -43,6 +39,11 @@ from attnspec.spec.language.syntax import (
 )
 
 Domain = tuple[int, ...] | None
+
+EMPTY: dict[str, float | bool] = {
+    "sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf, "mean": 0.0, "any": False, "all": True,
+    "logsumexp": -math.inf, "argmax": -1, "softmax": 0.0, "rank": 0, "argsort": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class Scope:
 class Evaluator:
     """Evaluates the definitions of one plan on given inputs."""
 
-    def __init__(self, plan: Plan, inputs: Mapping[str, Named], backend: Backend, arithmetic: Arithmetic) -> None:
+    def __init__(
+        self, plan: Plan, inputs: Mapping[str, Named], backend: Backend, arithmetic: Arithmetic
+    ) -> None:
         self.plan = plan
         self.program = plan.program
         self.inputs = inputs
@@ -84,15 +87,18 @@ class Evaluator:
         self.ranges: dict[str, Named] = {}
 
     def error(self, message: str, node: Node) -> EvaluationError:
-        return EvaluationError(message, file=self.program.file, equation=node.at.line or None,
-                               column=node.at.column or None)
+        return EvaluationError(
+            message, file=self.program.file, equation=node.at.line or None, column=node.at.column or None
+        )
 
     def size(self, index: str) -> int:
         """The size of an index."""
         size = self.plan.size_of.get(index)
         if size is None:
-            raise EvaluationError(f"the size of index '{index}' is not determined by the inputs' shapes; give it in "
-                                  "sizes=", file=self.program.file)
+            raise EvaluationError(
+                f"the size of index '{index}' is not determined by the inputs' shapes; give it in sizes=",
+                file=self.program.file,
+            )
         if size < 0:
             raise EvaluationError(f"index '{index}' has the negative size {size}", file=self.program.file)
         return size
@@ -106,7 +112,12 @@ class Evaluator:
             return self.done[key]
         left = left_indices(self.program.definitions[name])
         full = self.done.get((name, (None,) * len(left)))
-        if full is not None:
+        shape = [len(d) if d is not None else self.plan.size_of.get(axis) for axis, d in zip(left, domains)]
+        if 0 in shape:
+            # Without an element there is nothing to evaluate, and nothing that could be an error.
+            empty = [axis for axis, length in zip(left, shape) if length == 0]
+            value = Named(self.backend.full([0] * len(empty), 0, self.program.kinds[name]), tuple(empty))
+        elif full is not None:
             value = full
             for axis, domain in zip(left, domains):
                 if domain is not None and axis in value.axes:
@@ -175,7 +186,9 @@ class Evaluator:
 
     def input(self, name: str, node: Node) -> Named:
         if name not in self.inputs:
-            raise self.error(f"optional input '{name}' is absent here; guard its use with present({name})", node)
+            raise self.error(
+                f"optional input '{name}' is absent here; guard its use with present({name})", node
+            )
         return self.inputs[name]
 
     def binary(self, node: Binary, scope: Scope) -> Named:
@@ -186,11 +199,17 @@ class Evaluator:
         elif node.op == "**" and kind_of_array(self.backend, left.array) == "int" == kind_of_array(
             self.backend, right.array
         ):
-            if isinstance(node.right, Unary) or (is_scalar(right.array) and right.array < 0 and _negative(node.right)):
+            if isinstance(node.right, Unary) or (
+                is_scalar(right.array) and right.array < 0 and _negative(node.right)
+            ):
                 left = lift(self.backend, left, "real")
             else:
-                self.check(lambda: self._bad(right, lambda x: x < 0), node.right, scope,
-                           "an integer to a negative power; write a real base")
+                self.check(
+                    lambda: self._bad(right, lambda x: x < 0),
+                    node.right,
+                    scope,
+                    "an integer to a negative power; write a real base",
+                )
                 right = self._where_bad(right, lambda x: x < 0, 0)
         elif node.op in elementwise.SINGULAR:
             right = self.safe(right, scope)
@@ -208,7 +227,9 @@ class Evaluator:
 
     def compare(self, node: Compare, scope: Scope) -> Named:
         values = [self.value(operand, scope) for operand in node.operands]
-        parts = [elementwise.comparison(self.backend, op, a, b) for op, a, b in zip(node.ops, values, values[1:])]
+        parts = [
+            elementwise.comparison(self.backend, op, a, b) for op, a, b in zip(node.ops, values, values[1:])
+        ]
         result = conjunction(self.backend, parts)
         assert result is not None
         return result
@@ -242,18 +263,36 @@ class Evaluator:
         otherwise = self.value(node.otherwise, replace(scope, guards=(*scope.guards, self.negated(test))))
         kinds = {kind_of_array(self.backend, then.array), kind_of_array(self.backend, otherwise.array)}
         kind = "real" if "real" in kinds else kinds.pop()
-        return combine(self.backend, self.backend.where, test, lift(self.backend, then, kind),
-                       lift(self.backend, otherwise, kind))
+        return combine(
+            self.backend,
+            self.backend.where,
+            test,
+            lift(self.backend, then, kind),
+            lift(self.backend, otherwise, kind),
+        )
 
     def call(self, node: Call, scope: Scope) -> Named:
         arguments = [self.value(argument, scope) for argument in node.arguments]
         if node.function in elementwise.SINGULAR:
             arguments = [self.safe(argument, scope) for argument in arguments]
+        if node.function in ("floor", "ceil"):
+            arguments = [self.rounded(arguments[0], node, scope)]
         kinds = {kind_of_array(self.backend, argument.array) for argument in arguments}
-        value = elementwise.function(self.backend, node.function, arguments, "int" if kinds == {"int"} else "real")
+        value = elementwise.function(
+            self.backend, node.function, arguments, "int" if kinds == {"int"} else "real"
+        )
         if node.function in elementwise.INEXACT:
             value = self.arithmetic.elementwise(node.function, value, arguments, self.backend)
         return value
+
+    def rounded(self, value: Named, node: Call, scope: Scope) -> Named:
+        """The argument of floor or ceil, which must be finite where no condition excludes it."""
+        value = lift(self.backend, value, "real")
+        bad = Named(~self.backend.isfinite(value.array), value.axes)
+        if not self.backend.truth(bad.array):
+            return value
+        self.check(lambda: bad, node, scope, f"{node.function} of a number that is not finite")
+        return Named(self.backend.where(bad.array, 0.0, value.array), value.axes)
 
     def safe(self, value: Named, scope: Scope) -> Named:
         """The value with 1 in places that conditions exclude, where gradients may be taken."""
@@ -296,8 +335,12 @@ class Evaluator:
         backend = self.backend
         if is_scalar(value.array):
             if not low <= value.array <= high:
-                self.check(lambda: Named(backend.asarray(True, "bool")), node, scope,
-                           f"{label} is {value.array}, outside {low}..{high}")
+                self.check(
+                    lambda: Named(backend.asarray(True, "bool")),
+                    node,
+                    scope,
+                    f"{label} is {value.array}, outside {low}..{high}",
+                )
                 return Named(min(max(value.array, low), max(high, low)))
             return value
 
@@ -345,11 +388,14 @@ class Evaluator:
                 if isinstance(pick, str) and axis in target.axes:
                     domain = scope.domains[pick]
                     if isinstance(domain, tuple):
-                        target = Named(self.backend.take(target.array, domain, target.axes.index(axis)), target.axes)
+                        target = Named(
+                            self.backend.take(target.array, domain, target.axes.index(axis)), target.axes
+                        )
         return select(self.backend, target, chosen)
 
-    def subscript(self, node: Ref, subscript: Node, scope: Scope, position: int, low: int, high: int,
-                  defined: bool) -> tuple[Subscript, Domain]:
+    def subscript(
+        self, node: Ref, subscript: Node, scope: Scope, position: int, low: int, high: int, defined: bool
+    ) -> tuple[Subscript, Domain]:
         """One subscript: an index to rename to, a number, or positions; and the values of the axis that it needs."""
         if isinstance(subscript, Name) and subscript.id in scope.domains:
             domain = scope.domains[subscript.id]
@@ -378,7 +424,9 @@ class Evaluator:
         chosen: dict[str, Subscript] = {}
         for position, (name, subscript) in enumerate(zip(left_indices(definition), node.subscripts)):
             if position != axis:
-                chosen[name] = self.subscript(node, subscript, scope, position + 1, 0, self.size(name) - 1, False)[0]
+                chosen[name] = self.subscript(
+                    node, subscript, scope, position + 1, 0, self.size(name) - 1, False
+                )[0]
         return select(self.backend, target[node.name], chosen)
 
     def scanned_reference(self, node: Ref, scope: Scope) -> Named:
@@ -402,8 +450,10 @@ class Evaluator:
                     pick = self.name(subscript, pick, scope)
                 chosen[axis] = pick
                 continue
-            if isinstance(subscript, Name) and subscript.id in scope.domains and (
-                scope.domains[subscript.id] is None and self.size(subscript.id) == size
+            if (
+                isinstance(subscript, Name)
+                and subscript.id in scope.domains
+                and (scope.domains[subscript.id] is None and self.size(subscript.id) == size)
             ):
                 chosen[axis] = subscript.id
                 needed = high if scan.step > 0 else low
@@ -433,10 +483,20 @@ class Evaluator:
 
     # Reductions --------------------------------------------------------------------------------------------------
 
+    def over_nothing(self, node: Reduce, scope: Scope) -> Named:
+        """The value of a reduction over an index of size 0: nothing in it is evaluated."""
+        whole = node.op in ("sum", "prod", "max", "min") and kind_of(node.body, self.program) == "int"
+        if whole and node.op in ("max", "min"):
+            true = Named(self.backend.asarray(True, "bool"))
+            self.check(lambda: true, node, scope, f"{node.op} of integers over nothing")
+        return Named(int(EMPTY[node.op]) if whole and node.op in ("sum", "prod") else EMPTY[node.op])
+
     def reduce(self, node: Reduce, scope: Scope) -> Named:
         """A reduction or a normalizer."""
         backend, indices = self.backend, node.indices
         lengths = {index: self.size(index) for index in indices}
+        if 0 in lengths.values():
+            return self.over_nothing(node, scope)
         domains = {**scope.domains, **dict.fromkeys(indices)}
         inner = Scope(domains, tuple(self.hidden(guard, indices) for guard in scope.guards), scope.step)
         condition: Named | None = None
@@ -463,8 +523,12 @@ class Evaluator:
             case "max" | "min":
                 if kind_of_array(backend, body.array) == "int":
                     number = reductions.count(backend, condition, indices, lengths)
-                    self.check(lambda: self._bad(number, lambda x: x == 0), node, scope,
-                               f"{node.op} of integers over nothing")
+                    self.check(
+                        lambda: self._bad(number, lambda x: x == 0),
+                        node,
+                        scope,
+                        f"{node.op} of integers over nothing",
+                    )
                 return reductions.extreme(backend, node.op, body, condition, indices, lengths)
             case "any" | "all":
                 return reductions.quantifier(backend, node.op, body, condition, indices, lengths)
@@ -474,14 +538,18 @@ class Evaluator:
             body = Named(backend.where(backend.isnan(body.array), 0.0, body.array), body.axes)
         if node.op == "argmax":
             return reductions.argmax(backend, body, condition, indices[0], lengths)
-        return self.at_outer(reductions.order(backend, node.op, body, condition, indices[0], lengths), indices, scope)
+        return self.at_outer(
+            reductions.order(backend, node.op, body, condition, indices[0], lengths), indices, scope
+        )
 
     def hidden(self, guard: Named, indices: tuple[str, ...]) -> Named:
         """A condition as seen from inside a reduction that binds some of its indices anew: true where any value is."""
         if is_scalar(guard.array) or not set(guard.axes) & set(indices):
             return guard
         lengths = guard.lengths()
-        return reductions.quantifier(self.backend, "any", guard, None, [i for i in indices if i in guard.axes], lengths)
+        return reductions.quantifier(
+            self.backend, "any", guard, None, [i for i in indices if i in guard.axes], lengths
+        )
 
     def at_outer(self, value: Named, indices: tuple[str, ...], scope: Scope) -> Named:
         """A normalizer's value at the outer value of its indices."""

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
 from attnspec.spec.language.errors import EvaluationError
 
 Array = Any
@@ -137,8 +136,12 @@ class Backend:
 
     def erf(self, array: Array) -> Array:
         values = np.asarray(array)
-        return self.asarray(np.fromiter(map(math.erf, values.ravel().tolist()), np.float64, values.size)
-                            .reshape(values.shape), "real")
+        return self.asarray(
+            np.fromiter(map(math.erf, values.ravel().tolist()), np.float64, values.size).reshape(
+                values.shape
+            ),
+            "real",
+        )
 
 
 class NumpyBackend(Backend):
@@ -146,7 +149,11 @@ class NumpyBackend(Backend):
 
     def own(self, array: Array) -> Array:
         array = np.asarray(array)
-        return array if array.flags.c_contiguous and array.flags.writeable and array.flags.owndata else array.copy("C")
+        return (
+            array
+            if array.flags.c_contiguous and array.flags.writeable and array.flags.owndata
+            else array.copy("C")
+        )
 
     def exp_of_difference(self, array: Array, shift: Array) -> Array:
         result = np.subtract(array, shift)
@@ -255,7 +262,9 @@ def backend_for(xp: Any, inputs: Sequence[Any]) -> Backend:
         return Backend(xp)
     except AttributeError:
         name = getattr(xp, "__name__", type(xp).__name__)
-        raise EvaluationError(f"xp must be an array API namespace such as numpy or torch, got {name}") from None
+        raise EvaluationError(
+            f"xp must be an array API namespace such as numpy or torch, got {name}"
+        ) from None
 
 
 _NUMPY = NumpyBackend(np)

@@ -58,15 +58,25 @@ def check(definitions: Sequence[Definition], declarations: Declarations, text: s
         table = boundaries if boundary else mains
         if definition.name in table:
             first = table[definition.name].line
-            raise fail(f"'{definition.name}' is already defined in equation {first}", _start(definition), file)
-        table[definition.name] = (
-            Definition(definition.name, definition.subscripts, definition.body, definition.line, definition.text,
-                       boundary)
+            raise fail(
+                f"'{definition.name}' is already defined in equation {first}", _start(definition), file
+            )
+        table[definition.name] = Definition(
+            definition.name,
+            definition.subscripts,
+            definition.body,
+            definition.line,
+            definition.text,
+            boundary,
         )
     for name, definition in boundaries.items():
         if name not in mains:
-            raise fail(f"boundary of '{name}', but no equation defines '{name}' itself; on the left side, "
-                       "subscripts are plain indices", _start(definition), file)
+            raise fail(
+                f"boundary of '{name}', but no equation defines '{name}' itself; on the left side, "
+                "subscripts are plain indices",
+                _start(definition),
+                file,
+            )
     checker = _Checker(declarations, mains, file)
     for definition in definitions:
         checker.names(definition)
@@ -77,8 +87,12 @@ def check(definitions: Sequence[Definition], declarations: Declarations, text: s
             raise SpecError(f"output '{output.name}' is not defined{near(output.name, mains)}", file=file)
         left = left_indices(mains[output.name])
         if sorted(left) != sorted(output.axes):
-            raise fail(f"output '{output.name}' is declared with axes [{','.join(output.axes)}] but defined with "
-                       f"[{','.join(left)}]", _start(mains[output.name]), file)
+            raise fail(
+                f"output '{output.name}' is declared with axes [{','.join(output.axes)}] but defined with "
+                f"[{','.join(left)}]",
+                _start(mains[output.name]),
+                file,
+            )
     return Program(declarations, mains, boundaries, order, scans, kinds, text, file)
 
 
@@ -116,17 +130,25 @@ def _check_declarations(declarations: Declarations, file: str) -> None:
         axes = (*decl.batch, *decl.axes)
         for axis in decl.axes:
             if axis not in declarations.indices:
-                raise SpecError(f"input '{decl.name}' has axis '{axis}', which is no index"
-                                f"{near(axis, declarations.indices)}", file=file)
+                raise SpecError(
+                    f"input '{decl.name}' has axis '{axis}', which is no index"
+                    f"{near(axis, declarations.indices)}",
+                    file=file,
+                )
         for axis in decl.batch:
             if axis not in declarations.batch:
-                raise SpecError(f"input '{decl.name}' has batch axis '{axis}', which is not in the declared batch "
-                                f"axes [{','.join(declarations.batch)}]", file=file)
+                raise SpecError(
+                    f"input '{decl.name}' has batch axis '{axis}', which is not in the declared batch "
+                    f"axes [{','.join(declarations.batch)}]",
+                    file=file,
+                )
         if len(set(axes)) < len(axes):
             raise SpecError(f"input '{decl.name}' has an axis twice: [{','.join(axes)}]", file=file)
         for axis in decl.broadcast:
             if axis not in axes:
-                raise SpecError(f"input '{decl.name}' broadcasts '{axis}', which is not one of its axes", file=file)
+                raise SpecError(
+                    f"input '{decl.name}' broadcasts '{axis}', which is not one of its axes", file=file
+                )
 
 
 def _only_sizes(node: Node, what: str, declarations: Declarations, file: str) -> None:
@@ -135,8 +157,11 @@ def _only_sizes(node: Node, what: str, declarations: Declarations, file: str) ->
         current = stack.pop()
         if isinstance(current, Name) and current.id not in declarations.sizes:
             if current.id not in declarations.options and current.id not in declarations.inputs:
-                raise SpecError(f"{what} uses '{current.id}', which is no declared size"
-                                f"{near(current.id, declarations.sizes)}", file=file)
+                raise SpecError(
+                    f"{what} uses '{current.id}', which is no declared size"
+                    f"{near(current.id, declarations.sizes)}",
+                    file=file,
+                )
         elif isinstance(current, Ref | Reduce | Str):
             raise SpecError(f"{what} must be an integer expression of sizes", file=file)
         stack.extend(children(current))
@@ -161,11 +186,17 @@ def _check_left(definition: Definition, declarations: Declarations, file: str) -
     odd = [s for s in definition.subscripts if not _plain(s, declarations)]
     for subscript in odd:
         if isinstance(subscript, Name) and subscript.id not in declarations.sizes:
-            raise fail(f"index '{subscript.id}' has no size{near(subscript.id, declarations.indices)}", subscript.at,
-                       file)
+            raise fail(
+                f"index '{subscript.id}' has no size{near(subscript.id, declarations.indices)}",
+                subscript.at,
+                file,
+            )
     if len(odd) > 1:
-        raise fail("on the left side, subscripts are plain indices (one boundary value in an initial line)",
-                   odd[1].at, file)
+        raise fail(
+            "on the left side, subscripts are plain indices (one boundary value in an initial line)",
+            odd[1].at,
+            file,
+        )
 
 
 class _Checker:
@@ -176,8 +207,14 @@ class _Checker:
         self.mains = mains
         self.file = file
         self.known: dict[str, str] = {}
-        self.everything = [*mains, *declarations.inputs, *declarations.sizes, *declarations.options,
-                           *declarations.indices, *CONSTANTS]
+        self.everything = [
+            *mains,
+            *declarations.inputs,
+            *declarations.sizes,
+            *declarations.options,
+            *declarations.indices,
+            *CONSTANTS,
+        ]
 
     def error(self, message: str, node: Node) -> SpecError:
         return fail(message, node.at, self.file)
@@ -186,8 +223,9 @@ class _Checker:
 
     def names(self, definition: Definition) -> None:
         """Every name is known, every index bound, every tensor has its number of subscripts."""
-        scope = frozenset(s.id for s in definition.subscripts if _plain(s, self.declarations)
-                          and isinstance(s, Name))
+        scope = frozenset(
+            s.id for s in definition.subscripts if _plain(s, self.declarations) and isinstance(s, Name)
+        )
         self.visit(definition.body, scope, definition)
 
     def visit(self, node: Node, scope: frozenset[str], definition: Definition) -> None:
@@ -210,11 +248,16 @@ class _Checker:
         decl = self.declarations
         if name in decl.indices:
             if name in decl.batch:
-                raise self.error(f"'{name}' is a batch axis; equations are written for one slice without it", node)
+                raise self.error(
+                    f"'{name}' is a batch axis; equations are written for one slice without it", node
+                )
             if name not in scope:
                 left = ",".join(left_indices(definition))
-                raise self.error(f"index '{name}' is free: it is neither on the left side {definition.name}[{left}] "
-                                 "nor bound by a reduction", node)
+                raise self.error(
+                    f"index '{name}' is free: it is neither on the left side {definition.name}[{left}] "
+                    "nor bound by a reduction",
+                    node,
+                )
         elif name in self.mains or name in decl.inputs:
             self.reference(node, name, 0)
         elif name not in decl.sizes and name not in decl.options and name not in CONSTANTS:
@@ -246,8 +289,10 @@ class _Checker:
                 raise self.error(f"option '{name}' is not nullable, so it is always present", argument)
         else:
             known = [*decl.inputs, *decl.options]
-            raise self.error(f"present takes an optional input or a nullable option, got '{name}'{near(name, known)}",
-                             argument)
+            raise self.error(
+                f"present takes an optional input or a nullable option, got '{name}'{near(name, known)}",
+                argument,
+            )
 
     def reduce(self, node: Reduce, scope: frozenset[str], definition: Definition) -> None:
         decl = self.declarations
@@ -257,21 +302,30 @@ class _Checker:
             if index in decl.batch:
                 raise self.error(f"'{index}' is a batch axis and cannot be reduced in the equations", node)
             if node.op in NORMALIZERS and index not in scope:
-                raise self.error(f"{node.op}[{index}] has one value for each {index}, but '{index}' is neither on the "
-                                 "left side nor bound by an enclosing reduction", node)
+                raise self.error(
+                    f"{node.op}[{index}] has one value for each {index}, but '{index}' is neither on the "
+                    "left side nor bound by an enclosing reduction",
+                    node,
+                )
         inner = scope | frozenset(node.indices)
         parts = [node.body] if node.condition is None else [node.condition, node.body]
         used = {index for part in parts for index in _free_names(part)}
         for index in node.indices:
             if index not in used:
-                raise self.error(f"{node.op} binds '{index}' but its operand and condition do not use it", node)
+                raise self.error(
+                    f"{node.op} binds '{index}' but its operand and condition do not use it", node
+                )
         for part in parts:
             self.visit(part, inner, definition)
 
     # Kinds -------------------------------------------------------------------------------------------------------
 
-    def kinds(self, order: Sequence[str], boundaries: Mapping[str, Definition],
-              groups: Mapping[str, tuple[str, ...]]) -> dict[str, Kind]:
+    def kinds(
+        self,
+        order: Sequence[str],
+        boundaries: Mapping[str, Definition],
+        groups: Mapping[str, tuple[str, ...]],
+    ) -> dict[str, Kind]:
         """The kind of each definition; a recurrence's is the join of its boundary's and its body's."""
         done: set[str] = set()
         for name in order:
@@ -283,7 +337,9 @@ class _Checker:
                 self.known[name] = self.value(name, self.mains[name].body)
                 continue
             for member in group:
-                self.known[member] = self.value(member, boundaries[member].body) if member in boundaries else "int"
+                self.known[member] = (
+                    self.value(member, boundaries[member].body) if member in boundaries else "int"
+                )
             changed = True
             while changed:
                 changed = False
@@ -376,8 +432,9 @@ class _Checker:
         if node.op in ("//", "%"):
             for side, kind in ((node.left, left), (node.right, right)):
                 if kind != "int":
-                    raise self.error(f"'{node.op}' needs integers, got {_NOUNS[kind]}; use floor(a / b) for reals",
-                                     side)
+                    raise self.error(
+                        f"'{node.op}' needs integers, got {_NOUNS[kind]}; use floor(a / b) for reals", side
+                    )
             return "int"
         if node.op == "/":
             return "real"
@@ -403,8 +460,11 @@ class _Checker:
             raise self.error("a string is only compared, with == or !=, to an enumerated option", node)
         option = self.declarations.options[options[0].id]
         if strings[0].value not in option.choices:
-            raise self.error(f"option '{option.name}' has no choice '{strings[0].value[:40]}'; it is one of "
-                             f"{', '.join(option.choices)}", strings[0])
+            raise self.error(
+                f"option '{option.name}' has no choice '{strings[0].value[:40]}'; it is one of "
+                f"{', '.join(option.choices)}",
+                strings[0],
+            )
 
     def call(self, function: str, arguments: tuple[Node, ...]) -> str:
         if function == "present":

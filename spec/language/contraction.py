@@ -18,8 +18,13 @@ from attnspec.spec.language.named import Named, combine, lift, spread, union
 _CHUNK = 1 << 21
 
 
-def contract(backend: Backend, operands: Sequence[Named], summed: frozenset[str], mask: Named | None,
-             lengths: Mapping[str, int]) -> Named:
+def contract(
+    backend: Backend,
+    operands: Sequence[Named],
+    summed: frozenset[str],
+    mask: Named | None,
+    lengths: Mapping[str, int],
+) -> Named:
     """The sum over `summed` of the product of `operands`, over the places where `mask` is true.
 
     Args:
@@ -28,19 +33,22 @@ def contract(backend: Backend, operands: Sequence[Named], summed: frozenset[str]
         mask: bool array, or None for all places.
         lengths: length of every summed axis.
     """
-    odd = [backend.detach(_nonfinite(backend, operand)) if _suspicious(backend, operand) else None
-           for operand in operands]
+    odd = [
+        backend.detach(_nonfinite(backend, operand)) if _suspicious(backend, operand) else None
+        for operand in operands
+    ]
     if all(entries is None for entries in odd):
         return _finite(backend, list(operands), summed, mask, lengths)
-    clean = [operand if entries is None else Named(backend.where(entries, 0.0, operand.array), operand.axes)
-             for operand, entries in zip(operands, odd)]
+    clean = [
+        operand if entries is None else Named(backend.where(entries, 0.0, operand.array), operand.axes)
+        for operand, entries in zip(operands, odd)
+    ]
     result = _finite(backend, clean, summed, mask, lengths)
     touched: Named | None = None
     for operand, entries in zip(operands, odd):
         if entries is None:
             continue
-        count = _finite(backend, [Named(backend.to_real(entries), operand.axes)],
-                        summed, mask, lengths)
+        count = _finite(backend, [Named(backend.to_real(entries), operand.axes)], summed, mask, lengths)
         found = Named(count.array > 0, count.axes)
         touched = found if touched is None else combine(backend, lambda a, b: a | b, touched, found)
     assert touched is not None
@@ -59,8 +67,13 @@ def _nonfinite(backend: Backend, operand: Named) -> Array:
     return ~backend.isfinite(operand.array)
 
 
-def _finite(backend: Backend, operands: list[Named], summed: frozenset[str], mask: Named | None,
-            lengths: Mapping[str, int]) -> Named:
+def _finite(
+    backend: Backend,
+    operands: list[Named],
+    summed: frozenset[str],
+    mask: Named | None,
+    lengths: Mapping[str, int],
+) -> Named:
     """`contract` for finite operands."""
     parts = list(operands)
     if mask is not None:
@@ -87,8 +100,11 @@ def _finite(backend: Backend, operands: list[Named], summed: frozenset[str], mas
 
 def _presum(backend: Backend, part: Named, parts: list[Named], position: int, summed: set[str]) -> Named:
     """Sums the axes that no other operand has."""
-    own = [axis for axis in part.axes if axis in summed
-           and not any(axis in other.axes for k, other in enumerate(parts) if k != position)]
+    own = [
+        axis
+        for axis in part.axes
+        if axis in summed and not any(axis in other.axes for k, other in enumerate(parts) if k != position)
+    ]
     if not own:
         return part
     array = backend.sum(part.array, [part.axes.index(axis) for axis in own])
@@ -131,7 +147,9 @@ def _pair(backend: Backend, a: Named, b: Named, inner: set[str]) -> Named:
         return math.prod(size[axis] for axis in axes)
 
     shape = [size[axis] for axis in batch]
-    left = backend.reshape(_ordered(backend, a, batch + outer_a + middle), [*shape, count(outer_a), count(middle)])
+    left = backend.reshape(
+        _ordered(backend, a, batch + outer_a + middle), [*shape, count(outer_a), count(middle)]
+    )
     right = _ordered(backend, b, batch + middle + outer_b)
     right = backend.reshape(right, [*shape, count(middle), count(outer_b)])
     axes = batch + outer_a + outer_b
@@ -144,8 +162,15 @@ def _ordered(backend: Backend, value: Named, axes: list[str]) -> Array:
     return value.array if order == list(range(len(order))) else backend.permute(value.array, order)
 
 
-def _repaired(backend: Backend, result: Named, touched: Named, operands: Sequence[Named], summed: frozenset[str],
-              mask: Named | None, lengths: Mapping[str, int]) -> Named:
+def _repaired(
+    backend: Backend,
+    result: Named,
+    touched: Named,
+    operands: Sequence[Named],
+    summed: frozenset[str],
+    mask: Named | None,
+    lengths: Mapping[str, int],
+) -> Named:
     """`result` with the touched elements summed term by term.
 
     The replacements carry no gradient: a non-finite value has none, and a zero cotangent must not meet it.
@@ -166,8 +191,16 @@ def _repaired(backend: Backend, result: Named, touched: Named, operands: Sequenc
     for start in range(0, len(places[0]), step):
         at = {axis: backend.asarray(place[start : start + step], "int") for axis, place in zip(axes, places)}
         chosen = [_picked(backend, operand, at) for operand in operands]
-        pieces.append(_exact(backend, chosen, summed, None if mask is None else _picked(backend, mask, at), lengths))
-    values = pieces[0] if len(pieces) == 1 else backend.xp.concat(pieces) if hasattr(backend.xp, "concat") else None
+        pieces.append(
+            _exact(backend, chosen, summed, None if mask is None else _picked(backend, mask, at), lengths)
+        )
+    values = (
+        pieces[0]
+        if len(pieces) == 1
+        else backend.xp.concat(pieces)
+        if hasattr(backend.xp, "concat")
+        else None
+    )
     # scatter without writing: rank the touched places, gather the recomputed values back
     flat = everywhere.ravel()
     rank = (flat.cumsum() - 1).clip(0)
@@ -185,12 +218,19 @@ def _picked(backend: Backend, value: Named, at: Mapping[str, Array]) -> Named:
     return Named(array[tuple(at[axis] for axis in kept)], ("@", *rest))
 
 
-def _exact(backend: Backend, operands: Sequence[Named], summed: frozenset[str], mask: Named | None,
-           lengths: Mapping[str, int]) -> Array:
+def _exact(
+    backend: Backend,
+    operands: Sequence[Named],
+    summed: frozenset[str],
+    mask: Named | None,
+    lengths: Mapping[str, int],
+) -> Array:
     """Sum of products, term by term, on detached operands."""
     product = lift(backend, Named(backend.detach(operands[0].array), operands[0].axes))
     for operand in operands[1:]:
-        product = combine(backend, lambda a, b: a * b, product, Named(backend.detach(operand.array), operand.axes))
+        product = combine(
+            backend, lambda a, b: a * b, product, Named(backend.detach(operand.array), operand.axes)
+        )
     if mask is not None:
         product = combine(backend, lambda m, x: backend.where(m, x, 0.0), mask, product)
     absent = math.prod(lengths[axis] for axis in summed if axis not in product.axes)

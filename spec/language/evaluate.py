@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
 from attnspec.spec.language.arithmetic import EXACT, SAMPLES, Arithmetic
 from attnspec.spec.language.arrays import Domain, Evaluator
 from attnspec.spec.language.backend import Backend, backend_for
@@ -24,10 +23,18 @@ from attnspec.spec.language.syntax import InputDecl, Name, Program, Ref
 from attnspec.spec.language.text import near
 
 
-def evaluate(program: Program, inputs: Mapping[str, Any], options: Mapping[str, Any] | None = None, *,
-             sizes: Mapping[str, int] | None = None, outputs: Sequence[str] | None = None,
-             rows: Mapping[str, Sequence[int]] | None = None, xp: Any = None, arithmetic: Arithmetic = EXACT,
-             intermediates: bool = False) -> dict[str, Any]:
+def evaluate(
+    program: Program,
+    inputs: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
+    *,
+    sizes: Mapping[str, int] | None = None,
+    outputs: Sequence[str] | None = None,
+    rows: Mapping[str, Sequence[int]] | None = None,
+    xp: Any = None,
+    arithmetic: Arithmetic = EXACT,
+    intermediates: bool = False,
+) -> dict[str, Any]:
     """Evaluate equations on arrays.
 
     Args:
@@ -59,7 +66,8 @@ def evaluate(program: Program, inputs: Mapping[str, Any], options: Mapping[str, 
         backend = backend_for(xp, list(given.values()))
         picks = _rows(program, wanted, rows, found)
         named = {
-            name: _input(backend, declarations.inputs[name], value, picks, file) for name, value in given.items()
+            name: _input(backend, declarations.inputs[name], value, picks, file)
+            for name, value in given.items()
         }
         plan = plan_for(program, Setting(found, resolved, present))
         evaluator = Evaluator(plan, named, backend, arithmetic)
@@ -74,8 +82,9 @@ def evaluate(program: Program, inputs: Mapping[str, Any], options: Mapping[str, 
                         results[name] = _output(evaluator, name, picks, found)
             return results
         except RecursionError:
-            raise EvaluationError("definitions depend on each other too deeply to be evaluated row by row",
-                                  file=file) from None
+            raise EvaluationError(
+                "definitions depend on each other too deeply to be evaluated row by row", file=file
+            ) from None
 
 
 def _wanted(program: Program, outputs: Sequence[str] | None) -> list[str]:
@@ -85,7 +94,9 @@ def _wanted(program: Program, outputs: Sequence[str] | None) -> list[str]:
         outputs = [outputs]
     for name in outputs:
         if name not in program.definitions:
-            raise EvaluationError(f"unknown output '{name}'{near(name, program.definitions)}", file=program.file)
+            raise EvaluationError(
+                f"unknown output '{name}'{near(name, program.definitions)}", file=program.file
+            )
     return list(outputs)
 
 
@@ -95,26 +106,36 @@ def _axes(program: Program, name: str) -> tuple[str, ...]:
     return output.axes if output is not None else left_indices(program.definitions[name])
 
 
-def _rows(program: Program, wanted: Sequence[str], rows: Mapping[str, Sequence[int]] | None,
-          sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+def _rows(
+    program: Program,
+    wanted: Sequence[str],
+    rows: Mapping[str, Sequence[int]] | None,
+    sizes: Mapping[str, int],
+) -> dict[str, tuple[int, ...]]:
     """The checked row restriction."""
     picks: dict[str, tuple[int, ...]] = {}
     declarations, file = program.declarations, program.file
     for index, values in (rows or {}).items():
         if index not in declarations.indices and index not in declarations.batch:
-            raise EvaluationError(f"rows name '{index}', which is no index{near(index, declarations.indices)}", file=file)
+            raise EvaluationError(
+                f"rows name '{index}', which is no index{near(index, declarations.indices)}", file=file
+            )
         if index not in declarations.batch and not any(index in _axes(program, name) for name in wanted):
             raise EvaluationError(f"rows name '{index}', which is no axis of {', '.join(wanted)}", file=file)
         size = static_value(index_size(declarations, index), sizes=sizes, file=file)
         picked = tuple(int(value) for value in values)
         outside = [value for value in picked if isinstance(size, int) and not 0 <= value < size]
         if outside:
-            raise EvaluationError(f"rows of '{index}' hold {outside[0]}, outside 0..{int(size or 0) - 1}", file=file)
+            raise EvaluationError(
+                f"rows of '{index}' hold {outside[0]}, outside 0..{int(size or 0) - 1}", file=file
+            )
         picks[index] = picked
     return picks
 
 
-def _input(backend: Backend, decl: InputDecl, value: Any, picks: Mapping[str, tuple[int, ...]], file: str) -> Named:
+def _input(
+    backend: Backend, decl: InputDecl, value: Any, picks: Mapping[str, tuple[int, ...]], file: str
+) -> Named:
     """An input as a named array; axes along which it is broadcast are dropped, batch axes restricted to rows."""
     _check_kind(decl, value, file)
     array = backend.asarray(value, decl.kind)
@@ -153,7 +174,9 @@ def _check_kind(decl: InputDecl, value: Any, file: str) -> None:
         raise EvaluationError(f"input '{decl.name}' has dtype {dtype}, expected {wanted}", file=file)
     fits = (array == np.floor(array)) if decl.kind == "int" else (array == 0) | (array == 1)
     if not fits.all():
-        raise EvaluationError(f"input '{decl.name}' has dtype {dtype} with values that are no {wanted}", file=file)
+        raise EvaluationError(
+            f"input '{decl.name}' has dtype {dtype} with values that are no {wanted}", file=file
+        )
 
 
 def _needed(evaluator: Evaluator, wanted: Sequence[str]) -> set[str]:
@@ -185,7 +208,9 @@ def _in_order(evaluator: Evaluator, wanted: Sequence[str]) -> None:
             evaluator.tensor(name, (None,) * len(evaluator.program.definitions[name].subscripts))
 
 
-def _output(evaluator: Evaluator, name: str, picks: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]) -> Any:
+def _output(
+    evaluator: Evaluator, name: str, picks: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]
+) -> Any:
     """A definition laid out as [samples, batch axes..., axes...]."""
     program, backend = evaluator.program, evaluator.backend
     declarations = program.declarations

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
 from attnspec.spec.language.errors import SpecError
+from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,9 @@ def format_of(dtype: str) -> Format:
     try:
         return FORMATS[dtype]
     except (KeyError, TypeError):
-        raise SpecError(f"unknown floating-point format {dtype!r}; expected one of {', '.join(FORMATS)}") from None
+        raise SpecError(
+            f"unknown floating-point format {dtype!r}; expected one of {', '.join(FORMATS)}"
+        ) from None
 
 
 def unit_roundoff(dtype: str) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-
 from attnspec.spec.language.backend import Array, Backend
 from attnspec.spec.language.named import Named, spread, union
 
@@ -71,7 +70,9 @@ def _gather(backend: Backend, target: Named, gathers: Mapping[str, Named], names
     lengths = target.lengths()
     if any(lengths[axis] == 0 for axis in front):
         size = {axis: n for value in gathers.values() for axis, n in value.lengths().items()}
-        return Named(_zeros(backend, target.array, [size[a] for a in outer] + [lengths[a] for a in back]), axes)
+        return Named(
+            _zeros(backend, target.array, [size[a] for a in outer] + [lengths[a] for a in back]), axes
+        )
     order = [target.axes.index(axis) for axis in front + back]
     array = target.array if order == list(range(len(order))) else backend.permute(target.array, order)
     if len(front) == 1 and len(outer) == 1:

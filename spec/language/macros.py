@@ -135,8 +135,14 @@ def bounded(node: Node, at: Place, file: str) -> Node:
     return node
 
 
-def expand(macro: Macro, indices: tuple[str, ...], arguments: Mapping[str, Node], at: Place, file: str,
-           budget: Budget) -> Node:
+def expand(
+    macro: Macro,
+    indices: tuple[str, ...],
+    arguments: Mapping[str, Node],
+    at: Place,
+    file: str,
+    budget: Budget,
+) -> Node:
     """The macro's body with index and value parameters replaced; every node is placed at the call."""
     names = dict(zip(macro.indices, indices))
     sizes = {name: tree_size(argument) for name, argument in arguments.items()}
@@ -150,8 +156,11 @@ def expand(macro: Macro, indices: tuple[str, ...], arguments: Mapping[str, Node]
         if isinstance(node, Name):
             return Name(names.get(node.id, node.id), at=at)
         if isinstance(node, Ref) and node.name in arguments:
-            raise fail(f"macro '{macro.name}' subscripts its parameter '{node.name}'; pass the element instead",
-                       at, file)
+            raise fail(
+                f"macro '{macro.name}' subscripts its parameter '{node.name}'; pass the element instead",
+                at,
+                file,
+            )
         done = rebuild(node, tuple(visit(child) for child in children(node)))
         if isinstance(done, Reduce):
             done = replace(done, indices=tuple(names.get(name, name) for name in done.indices))
@@ -204,7 +213,9 @@ def parse_macros(text: str, file: str, known: Mapping[str, Macro]) -> dict[str, 
                 raise fail(f"{shape}; '**' is not part of the language", at, file)
             default = Converter(line, file, {}, budget).convert(keyword.value)
             if not isinstance(default.operand if isinstance(default, Unary) else default, Num):
-                raise fail(f"the default of '{keyword.arg}' must be a number", node_place(keyword.value, line), file)
+                raise fail(
+                    f"the default of '{keyword.arg}' must be a number", node_place(keyword.value, line), file
+                )
             parameters.append(keyword.arg)
             defaults[keyword.arg] = default
         every = [*indices, *parameters]
@@ -228,8 +239,11 @@ def _only_own_indices(body: Node, name: str, indices: tuple[str, ...], file: str
         if isinstance(node, Reduce):
             for index in node.indices:
                 if index not in indices:
-                    raise fail(f"macro '{name}' binds '{index}', which is not one of its index parameters",
-                               node.at, file)
+                    raise fail(
+                        f"macro '{name}' binds '{index}', which is not one of its index parameters",
+                        node.at,
+                        file,
+                    )
         stack.extend(children(node))
 
 

@@ -17,7 +17,7 @@ from attnspec.spec.language.check import check, left_indices
 from attnspec.spec.language.errors import SpecError
 from attnspec.spec.language.macros import children, rebuild
 from attnspec.spec.language.mutation_rules import Context, variants
-from attnspec.spec.language.syntax import Definition, Node, Program, Reduce, Ref
+from attnspec.spec.language.syntax import Call, Definition, Node, Program, Reduce, Ref
 from attnspec.spec.language.unparse import unparse_definition
 
 
@@ -98,6 +98,8 @@ def _changes(line: Definition, program: Program) -> Iterator[tuple[str, Node, st
 def _visit(node: Node, context: Context) -> Iterator[tuple[str, Node, str]]:
     for operator, changed, what in variants(node, context):
         yield operator, changed, what
+    if isinstance(node, Call) and node.function == "present":
+        return
     parts = children(node)
     inner = context
     if isinstance(node, Reduce):

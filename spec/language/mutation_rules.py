@@ -233,12 +233,10 @@ def _reference(node: Ref, context: Context) -> Iterator[Variant]:
             continue
         size = index_size(program.declarations, axis)
         # Kept inside the tensor: a mutant must run to be told from the original.
-        up = Call("min", (Binary("+", subscript, Num(1)), Binary("-", size, Num(1))))
-        down = Call("max", (Binary("-", subscript, Num(1)), Num(0)))
-        for sign, shifted in (("+", up), ("-", down)):
-            parts = (*node.subscripts[:number], shifted, *node.subscripts[number + 1 :])
-            what = f"subscript {_q(subscript)} of {node.name} replaced by `{unparse(subscript)} {sign} 1` (kept inside)"
-            yield "subscript-off-by-one", replace(node, subscripts=parts), what
+        shifted = Call("min", (Binary("+", subscript, Num(1)), Binary("-", size, Num(1))))
+        parts = (*node.subscripts[:number], shifted, *node.subscripts[number + 1 :])
+        what = f"subscript {_q(subscript)} of {node.name} replaced by `{unparse(subscript)} + 1` (kept inside)"
+        yield "subscript-off-by-one", replace(node, subscripts=parts), what
     for first in range(len(axes)):
         for second in range(first + 1, len(axes)):
             if _same_size(axes[first], axes[second], program) and node.subscripts[first] != node.subscripts[second]:

@@ -27,8 +27,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-
 from attnspec.spec.language.arithmetic import SAMPLES, Arithmetic
 from attnspec.spec.language.backend import Backend, backend_for
 from attnspec.spec.language.errors import SpecError
@@ -36,8 +34,9 @@ from attnspec.spec.language.evaluate import evaluate
 from attnspec.spec.language.formats import format_of, round_to, unit_roundoff
 from attnspec.spec.language.named import Named, combine, spread
 from attnspec.spec.language.syntax import Program
+from numpy.typing import NDArray
 
-_ELEMENTS = 1 << 25
+_ELEMENTS = 1 << 23
 _FUNCTION_ULPS = 2.0
 _POOL = 16
 _NUMPY = backend_for(None, ())
@@ -94,8 +93,9 @@ class Noisy(Arithmetic):
             scale = np.where(size > 0, np.hypot(scale, self.io.smallest / math.sqrt(12)), 0.0)
         return self._disturbed(value, Named(scale, first_axes(value)))
 
-    def contract(self, operands: Sequence[Named], run: Callable[[Sequence[Named]], Named], terms: int,
-                 backend: Backend) -> Named:
+    def contract(
+        self, operands: Sequence[Named], run: Callable[[Sequence[Named]], Named], terms: int, backend: Backend
+    ) -> Named:
         rounded = [self._operand(operand) for operand in operands]
         value = run(rounded)
         squares = run([Named(_finite(first(operand)) ** 2, first_axes(operand)) for operand in rounded])
@@ -118,8 +118,12 @@ class Noisy(Arithmetic):
         if function not in ("exp", "exp2"):
             return self._relative(value, _FUNCTION_ULPS)
         argument = Named(first(arguments[0]), first_axes(arguments[0]))
-        scale = combine(_NUMPY, lambda x, a: self.unit / math.sqrt(3) * np.abs(x) * np.hypot(_FUNCTION_ULPS, _finite(a)),
-                        Named(first(value), first_axes(value)), argument)
+        scale = combine(
+            _NUMPY,
+            lambda x, a: self.unit / math.sqrt(3) * np.abs(x) * np.hypot(_FUNCTION_ULPS, _finite(a)),
+            Named(first(value), first_axes(value)),
+            argument,
+        )
         return self._disturbed(value, scale)
 
     # Parts
@@ -129,7 +133,9 @@ class Noisy(Arithmetic):
         names = first_axes(value)
         squares = _summed(Named(weights**2, names), axes)
         one = np.ones(squares.shape)
-        row = self._disturbed(Named(one, squares.axes), Named(self._sum_scale(squares.array, one, terms), squares.axes))
+        row = self._disturbed(
+            Named(one, squares.axes), Named(self._sum_scale(squares.array, one, terms), squares.axes)
+        )
         logs = np.log(np.where(weights > 0, weights, 1.0))
         scale = self.unit / math.sqrt(3) * weights * np.sqrt(_FUNCTION_ULPS**2 + 1 + logs**2)
         return self._disturbed(combine(_NUMPY, np.multiply, value, row), Named(scale, names))
@@ -137,16 +143,27 @@ class Noisy(Arithmetic):
     def _logsumexp(self, value: Named, source: Named, axes: tuple[str, ...], terms: int) -> Named:
         base, names = first(value), first_axes(value)
         inner = Named(first(source), first_axes(source))
-        gap = combine(_NUMPY, lambda x, m: np.where(np.isfinite(m), x - np.where(np.isfinite(m), m, 0.0), -np.inf),
-                      inner, Named(base, names))
+        gap = combine(
+            _NUMPY,
+            lambda x, m: np.where(np.isfinite(m), x - np.where(np.isfinite(m), m, 0.0), -np.inf),
+            inner,
+            Named(base, names),
+        )
         weights = np.exp(np.minimum(np.nan_to_num(gap.array, nan=-np.inf), 0.0))
         squares = _summed(Named(weights**2, gap.axes), axes)
         arguments = _summed(Named(weights**2 * (_FUNCTION_ULPS**2 + _finite(gap.array) ** 2), gap.axes), axes)
-        total = combine(_NUMPY, lambda s, a: self._sum_scale(s, np.ones(s.shape), terms) ** 2
-                        + self.unit**2 / 3 * a, squares, arguments)
-        scale = combine(_NUMPY, lambda t, v: np.where(np.isfinite(v), np.sqrt(t + self.unit**2 / 3
-                                                                             * _finite(v) ** 2), 0.0),
-                        total, Named(base, names))
+        total = combine(
+            _NUMPY,
+            lambda s, a: self._sum_scale(s, np.ones(s.shape), terms) ** 2 + self.unit**2 / 3 * a,
+            squares,
+            arguments,
+        )
+        scale = combine(
+            _NUMPY,
+            lambda t, v: np.where(np.isfinite(v), np.sqrt(t + self.unit**2 / 3 * _finite(v) ** 2), 0.0),
+            total,
+            Named(base, names),
+        )
         return self._disturbed(value, scale)
 
     def _sum_scale(self, squares: Any, total: Any, terms: int) -> Any:
@@ -170,8 +187,11 @@ class Noisy(Arithmetic):
         fits = round_to(base, dtype) == base
         if fits.all() and SAMPLES not in operand.axes:
             return operand
-        scale = np.where(fits & (SAMPLES not in operand.axes), 0.0, unit_roundoff(dtype) / math.sqrt(3)
-                         * np.abs(_finite(base)))
+        scale = np.where(
+            fits & (SAMPLES not in operand.axes),
+            0.0,
+            unit_roundoff(dtype) / math.sqrt(3) * np.abs(_finite(base)),
+        )
         return self._disturbed(operand, Named(scale, first_axes(operand)))
 
     def _relative(self, value: Named, units: float) -> Named:
@@ -222,10 +242,18 @@ class _Largest(Arithmetic):
         return value
 
 
-def sigma(program: Program, inputs: Mapping[str, Any], options: Mapping[str, Any] | None = None, *,
-          rounding: RoundingModel, outputs: Sequence[str] | None = None, rows: Mapping[str, Sequence[int]] | None = None,
-          samples: int | None = None, seed: int = 0, sizes: Mapping[str, int] | None = None,
-          ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.float64]]]:
+def sigma(
+    program: Program,
+    inputs: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
+    *,
+    rounding: RoundingModel,
+    outputs: Sequence[str] | None = None,
+    rows: Mapping[str, Sequence[int]] | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.float64]]]:
     """The exact outputs and the standard deviation of an honest implementation's error, element by element.
 
     Args:
@@ -261,8 +289,15 @@ def sigma(program: Program, inputs: Mapping[str, Any], options: Mapping[str, Any
         while left > 0:
             size = min(at_once, left)
             left -= size
-            noisy = evaluate(program, inputs, options, sizes=sizes, outputs=outputs, rows=rows,
-                             arithmetic=Noisy(rounding, size, rng))
+            noisy = evaluate(
+                program,
+                inputs,
+                options,
+                sizes=sizes,
+                outputs=outputs,
+                rows=rows,
+                arithmetic=Noisy(rounding, size, rng),
+            )
             for name, value in exact.items():
                 if noisy[name].ndim == value.ndim:
                     counts[name] += 1
@@ -272,15 +307,15 @@ def sigma(program: Program, inputs: Mapping[str, Any], options: Mapping[str, Any
                 squares[name] += np.sum(np.where(good, error, 0.0) ** 2, axis=0)
                 counts[name] += good.sum(axis=0)
         spread = {
-            name: _final(exact[name], squares[name] / np.maximum(counts[name], 1), samples,
-                         rounding, name)
+            name: _final(exact[name], squares[name] / np.maximum(counts[name], 1), samples, rounding, name)
             for name in exact
         }
     return exact, spread
 
 
-def _final(exact: NDArray[Any], variance: NDArray[np.float64], samples: int, rounding: RoundingModel,
-           name: str) -> NDArray[np.float64]:
+def _final(
+    exact: NDArray[Any], variance: NDArray[np.float64], samples: int, rounding: RoundingModel, name: str
+) -> NDArray[np.float64]:
     """The pooled standard deviation with the rounding of the output."""
     if exact.dtype != np.float64:
         return np.sqrt(variance)

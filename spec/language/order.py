@@ -29,8 +29,9 @@ from attnspec.spec.language.text import fail
 _Definitions = Mapping[str, Definition]
 
 
-def arrange(mains: _Definitions, boundaries: _Definitions, declarations: Declarations,
-            file: str) -> tuple[tuple[str, ...], tuple[Scan, ...]]:
+def arrange(
+    mains: _Definitions, boundaries: _Definitions, declarations: Declarations, file: str
+) -> tuple[tuple[str, ...], tuple[Scan, ...]]:
     """The order of evaluation and the recurrences.
 
     Raises:
@@ -45,11 +46,16 @@ def arrange(mains: _Definitions, boundaries: _Definitions, declarations: Declara
         if len(group) == 1 and group[0] not in uses[group[0]]:
             name = group[0]
             if name in boundaries:
-                raise fail(f"'{name}' has an initial line but does not refer to its own previous value",
-                           Place(boundaries[name].line, 1), file)
+                raise fail(
+                    f"'{name}' has an initial line but does not refer to its own previous value",
+                    Place(boundaries[name].line, 1),
+                    file,
+                )
             order.append(name)
             continue
-        scan = _scan(sorted(group, key=lambda name: mains[name].line), mains, boundaries, declarations, uses, file)
+        scan = _scan(
+            sorted(group, key=lambda name: mains[name].line), mains, boundaries, declarations, uses, file
+        )
         scans.append(scan)
         order.extend(scan.names)
     return tuple(order), tuple(scans)
@@ -99,7 +105,9 @@ def _components(uses: Mapping[str, list[str]]) -> Iterator[list[str]]:
                     del open_names[place:]
 
 
-def _references(node: Node, names: set[str], bound: frozenset[str]) -> Iterator[tuple[Ref | Name, frozenset[str]]]:
+def _references(
+    node: Node, names: set[str], bound: frozenset[str]
+) -> Iterator[tuple[Ref | Name, frozenset[str]]]:
     """References to `names` with the indices bound by the reductions around them."""
     if isinstance(node, Ref) and node.name in names:
         yield node, bound
@@ -135,8 +143,14 @@ def axis_of(definition: Definition, index: str) -> int | None:
     return None
 
 
-def _scan(group: list[str], mains: _Definitions, boundaries: _Definitions, declarations: Declarations,
-          uses: Mapping[str, list[str]], file: str) -> Scan:
+def _scan(
+    group: list[str],
+    mains: _Definitions,
+    boundaries: _Definitions,
+    declarations: Declarations,
+    uses: Mapping[str, list[str]],
+    file: str,
+) -> Scan:
     first = mains[group[0]]
     for subscript in first.subscripts:
         if isinstance(subscript, Name) and subscript.id in declarations.indices:
@@ -146,8 +160,12 @@ def _scan(group: list[str], mains: _Definitions, boundaries: _Definitions, decla
                 _check_boundaries(scan, needed, mains, boundaries, declarations, file)
                 return scan
     cycle = " -> ".join([*_cycle(group, uses), ""]).removesuffix(" -> ")
-    raise fail(f"cycle that is no recurrence: {cycle}; names in a cycle may refer to each other only at t-1 (or t+1) of "
-               "one index t of all their left sides", Place(first.line, 1), file)
+    raise fail(
+        f"cycle that is no recurrence: {cycle}; names in a cycle may refer to each other only at t-1 (or t+1) of "
+        "one index t of all their left sides",
+        Place(first.line, 1),
+        file,
+    )
 
 
 def _cycle(group: list[str], uses: Mapping[str, list[str]]) -> list[str]:
@@ -166,7 +184,9 @@ def _cycle(group: list[str], uses: Mapping[str, list[str]]) -> list[str]:
     return group
 
 
-def _along(index: str, group: list[str], mains: _Definitions, file: str) -> tuple[Scan, dict[str, Place]] | None:
+def _along(
+    index: str, group: list[str], mains: _Definitions, file: str
+) -> tuple[Scan, dict[str, Place]] | None:
     """The recurrence along `index` and the names needed at the boundary, or None when it is none."""
     names = set(group)
     step = 0
@@ -200,34 +220,59 @@ def _along(index: str, group: list[str], mains: _Definitions, file: str) -> tupl
     return Scan(tuple(inner), index, step), needed
 
 
-def _check_boundaries(scan: Scan, needed: Mapping[str, Place], mains: _Definitions, boundaries: _Definitions,
-                      declarations: Declarations, file: str) -> None:
+def _check_boundaries(
+    scan: Scan,
+    needed: Mapping[str, Place],
+    mains: _Definitions,
+    boundaries: _Definitions,
+    declarations: Declarations,
+    file: str,
+) -> None:
     size = declarations.indices[scan.index]
     for name, at in needed.items():
         if name not in boundaries:
             shown = "-1" if scan.step > 0 else "size of " + scan.index
-            raise fail(f"recurrence of '{name}' along '{scan.index}' has no initial line {name}[… {shown} …] = …", at,
-                       file)
+            raise fail(
+                f"recurrence of '{name}' along '{scan.index}' has no initial line {name}[… {shown} …] = …",
+                at,
+                file,
+            )
     for name in scan.names:
         if name not in boundaries:
             continue
         boundary, main = boundaries[name], mains[name]
         at = Place(boundary.line, 1)
         if len(boundary.subscripts) != len(main.subscripts):
-            raise fail(f"initial line of '{name}' has {len(boundary.subscripts)} subscripts, its equation "
-                       f"{len(main.subscripts)}", at, file)
+            raise fail(
+                f"initial line of '{name}' has {len(boundary.subscripts)} subscripts, its equation "
+                f"{len(main.subscripts)}",
+                at,
+                file,
+            )
         axis = axis_of(main, scan.index)
         for position, (edge, plain) in enumerate(zip(boundary.subscripts, main.subscripts)):
             if position != axis and edge != plain:
-                raise fail(f"initial line of '{name}': subscript {position + 1} must be the same index as in its "
-                           "equation", edge.at, file)
+                raise fail(
+                    f"initial line of '{name}': subscript {position + 1} must be the same index as in its "
+                    "equation",
+                    edge.at,
+                    file,
+                )
             if position == axis and not _is_edge(edge, scan, size):
                 wanted = "-1" if scan.step > 0 else f"the size of '{scan.index}'"
-                raise fail(f"initial line of '{name}': the recurrence runs along '{scan.index}', so subscript "
-                           f"{position + 1} must be {wanted}", edge.at, file)
+                raise fail(
+                    f"initial line of '{name}': the recurrence runs along '{scan.index}', so subscript "
+                    f"{position + 1} must be {wanted}",
+                    edge.at,
+                    file,
+                )
         used = [n for n in _uses(boundary, mains) if n in scan.names]
         if used:
-            raise fail(f"initial line of '{name}' refers to '{used[0]}', which belongs to the same recurrence", at, file)
+            raise fail(
+                f"initial line of '{name}' refers to '{used[0]}', which belongs to the same recurrence",
+                at,
+                file,
+            )
 
 
 def _is_edge(edge: Node, scan: Scan, size: Node) -> bool:

@@ -107,21 +107,30 @@ class Converter:
             case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
                 return Unary(_UNARY[type(op)], self.convert(operand, depth + 1), at=at)
             case ast.BinOp(left=left, op=binary, right=right) if type(binary) in _BINARY:
-                return Binary(_BINARY[type(binary)], self.convert(left, depth + 1), self.convert(right, depth + 1),
-                              at=at)
+                return Binary(
+                    _BINARY[type(binary)],
+                    self.convert(left, depth + 1),
+                    self.convert(right, depth + 1),
+                    at=at,
+                )
             case ast.BoolOp(op=logic, values=values):
                 word = "and" if isinstance(logic, ast.And) else "or"
                 return Logic(word, tuple(self.convert(value, depth + 1) for value in values), at=at)
             case ast.Compare(left=left, ops=ops, comparators=others):
                 for compare in ops:
                     if type(compare) not in _COMPARE:
-                        raise self.error("'in' and 'is' are not part of the language; compare with < <= > >= == !=",
-                                         node)
+                        raise self.error(
+                            "'in' and 'is' are not part of the language; compare with < <= > >= == !=", node
+                        )
                 operands = tuple(self.convert(part, depth + 1) for part in (left, *others))
                 return Compare(tuple(_COMPARE[type(op)] for op in ops), operands, at=at)
             case ast.IfExp(test=test, body=body, orelse=orelse):
-                return Cond(self.convert(test, depth + 1), self.convert(body, depth + 1),
-                            self.convert(orelse, depth + 1), at=at)
+                return Cond(
+                    self.convert(test, depth + 1),
+                    self.convert(body, depth + 1),
+                    self.convert(orelse, depth + 1),
+                    at=at,
+                )
             case ast.Subscript():
                 return self.subscript(node, at, depth)
             case ast.Call():
@@ -152,7 +161,9 @@ class Converter:
 
     def subscript(self, node: ast.Subscript, at: Place, depth: int) -> Node:
         if not isinstance(node.value, ast.Name):
-            raise self.error("subscripts belong to a name, as in T[i,j]; a second subscript is not allowed", node)
+            raise self.error(
+                "subscripts belong to a name, as in T[i,j]; a second subscript is not allowed", node
+            )
         name = node.value.id
         if name in REDUCERS:
             raise fail(f"{name}[…] needs its operand in brackets: {name}[j](expression)", at, self.file)
@@ -188,11 +199,18 @@ class Converter:
                 raise fail(f"{name}[…] takes one operand, got {len(node.args)}", at, self.file)
             if name in ("rank", "argsort", "argmax") and len(indices) != 1:
                 raise fail(f"{name} takes exactly one index, got {len(indices)}", at, self.file)
-            return Reduce(name, indices, None if condition is None else self.convert(condition, depth + 1),
-                          self.convert(node.args[0], depth + 1), at=at)
+            return Reduce(
+                name,
+                indices,
+                None if condition is None else self.convert(condition, depth + 1),
+                self.convert(node.args[0], depth + 1),
+                at=at,
+            )
         if name == "present":
             if len(node.args) != 1 or not isinstance(node.args[0], ast.Name):
-                raise fail("present takes the name of an optional input or of a nullable option", at, self.file)
+                raise fail(
+                    "present takes the name of an optional input or of a nullable option", at, self.file
+                )
         elif name not in FUNCTIONS:
             if name in REDUCERS:
                 raise fail(f"{name} needs its index: {name}[j](expression)", at, self.file)
@@ -214,7 +232,9 @@ class Converter:
         for position, part in enumerate(parts):
             if isinstance(part, ast.Slice):
                 if position != len(parts) - 1 or part.step is not None:
-                    raise self.error("one condition is allowed, after the last index: [j, k : condition]", target)
+                    raise self.error(
+                        "one condition is allowed, after the last index: [j, k : condition]", target
+                    )
                 if part.lower is None or part.upper is None:
                     raise self.error("expected [index : condition]", target)
                 condition = part.upper
@@ -226,17 +246,29 @@ class Converter:
             raise self.error("a reduction binds each of its indices once, and at least one", target)
         return tuple(names), condition
 
-    def macro(self, name: str, indices: tuple[str, ...] | None, condition: ast.expr | None, node: ast.Call,
-              at: Place, depth: int) -> Node:
+    def macro(
+        self,
+        name: str,
+        indices: tuple[str, ...] | None,
+        condition: ast.expr | None,
+        node: ast.Call,
+        at: Place,
+        depth: int,
+    ) -> Node:
         macro = self.macros[name]
         given = indices or ()
         if condition is not None:
             raise fail(f"macro '{name}' takes no condition", at, self.file)
         if len(given) != len(macro.indices):
-            raise fail(f"macro '{name}' takes {len(macro.indices)} index(es), got {len(given)}", at, self.file)
+            raise fail(
+                f"macro '{name}' takes {len(macro.indices)} index(es), got {len(given)}", at, self.file
+            )
         if len(node.args) > len(macro.parameters):
-            raise fail(f"macro '{name}' takes at most {len(macro.parameters)} argument(s), got {len(node.args)}", at,
-                       self.file)
+            raise fail(
+                f"macro '{name}' takes at most {len(macro.parameters)} argument(s), got {len(node.args)}",
+                at,
+                self.file,
+            )
         values = dict(macro.defaults)
         for parameter, argument in zip(macro.parameters, node.args):
             values[parameter] = self.convert(argument, depth + 1)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from attnspec.spec.language.backend import Array, Backend
-from attnspec.spec.language.named import Named, combine, expanded, kind_of_array, lift, union
+from attnspec.spec.language.named import Named, combine, expanded, lift, union
 
 
 def masked(backend: Backend, value: Named, condition: Named | None, neutral: float | bool) -> Named:
@@ -33,7 +33,9 @@ def _absent(value: Named, indices: Sequence[str], lengths: Mapping[str, int]) ->
     return math.prod(lengths[index] for index in indices if index not in value.axes)
 
 
-def count(backend: Backend, condition: Named | None, indices: Sequence[str], lengths: Mapping[str, int]) -> Named:
+def count(
+    backend: Backend, condition: Named | None, indices: Sequence[str], lengths: Mapping[str, int]
+) -> Named:
     """The number of included elements."""
     if condition is None:
         return Named(math.prod(lengths[index] for index in indices))
@@ -41,8 +43,13 @@ def count(backend: Backend, condition: Named | None, indices: Sequence[str], len
     return total(backend, ones, None, indices, lengths)
 
 
-def total(backend: Backend, value: Named, condition: Named | None, indices: Sequence[str],
-          lengths: Mapping[str, int]) -> Named:
+def total(
+    backend: Backend,
+    value: Named,
+    condition: Named | None,
+    indices: Sequence[str],
+    lengths: Mapping[str, int],
+) -> Named:
     """The sum."""
     terms = masked(backend, value, condition, 0.0)
     positions, axes = _over(terms, indices)
@@ -59,8 +66,13 @@ def _zeroed(array: Array) -> Array:
     return array != array
 
 
-def product(backend: Backend, value: Named, condition: Named | None, indices: Sequence[str],
-            lengths: Mapping[str, int]) -> Named:
+def product(
+    backend: Backend,
+    value: Named,
+    condition: Named | None,
+    indices: Sequence[str],
+    lengths: Mapping[str, int],
+) -> Named:
     """The product."""
     terms = masked(backend, value, condition, 1.0)
     positions, axes = _over(terms, indices)
@@ -69,8 +81,14 @@ def product(backend: Backend, value: Named, condition: Named | None, indices: Se
     return Named(array if times == 1 else array**times, axes)
 
 
-def extreme(backend: Backend, op: str, value: Named, condition: Named | None, indices: Sequence[str],
-            lengths: Mapping[str, int]) -> Named:
+def extreme(
+    backend: Backend,
+    op: str,
+    value: Named,
+    condition: Named | None,
+    indices: Sequence[str],
+    lengths: Mapping[str, int],
+) -> Named:
     """max or min; over nothing, the infinities (integers: the smallest or largest int64)."""
     value = lift(backend, value)
     whole = backend.kind(value.array) == "int"
@@ -83,11 +101,19 @@ def extreme(backend: Backend, op: str, value: Named, condition: Named | None, in
     if empty:
         shape = [n for axis, n in zip(terms.axes, terms.shape) if axis in axes]
         return Named(backend.full(shape, edge, "int" if whole else "real"), axes)
-    return Named(backend.max(terms.array, positions) if op == "max" else backend.min(terms.array, positions), axes)
+    return Named(
+        backend.max(terms.array, positions) if op == "max" else backend.min(terms.array, positions), axes
+    )
 
 
-def quantifier(backend: Backend, op: str, value: Named, condition: Named | None, indices: Sequence[str],
-               lengths: Mapping[str, int]) -> Named:
+def quantifier(
+    backend: Backend,
+    op: str,
+    value: Named,
+    condition: Named | None,
+    indices: Sequence[str],
+    lengths: Mapping[str, int],
+) -> Named:
     """any or all."""
     terms = masked(backend, lift(backend, value, "bool"), condition, op == "all")
     positions, axes = _over(terms, indices)
@@ -115,10 +141,17 @@ def _top(backend: Backend, value: Named, indices: Sequence[str]) -> Named:
     return Named(backend.max(backend.detach(value.array), positions), axes)
 
 
-def softmax(backend: Backend, value: Named, condition: Named | None, indices: Sequence[str],
-            lengths: Mapping[str, int]) -> Named:
+def softmax(
+    backend: Backend,
+    value: Named,
+    condition: Named | None,
+    indices: Sequence[str],
+    lengths: Mapping[str, int],
+) -> Named:
     """Softmax over the reduced axes, which stay; excluded places and rows of -inf are 0."""
-    terms = _complete(backend, masked(backend, lift(backend, value, "real"), condition, -math.inf), indices, lengths)
+    terms = _complete(
+        backend, masked(backend, lift(backend, value, "real"), condition, -math.inf), indices, lengths
+    )
     if any(lengths[index] == 0 for index in indices):
         return terms
     top = _top(backend, terms, indices)
@@ -130,10 +163,17 @@ def softmax(backend: Backend, value: Named, condition: Named | None, indices: Se
     return combine(backend, backend.divide_fresh, weights, Named(norm, axes))
 
 
-def logsumexp(backend: Backend, value: Named, condition: Named | None, indices: Sequence[str],
-              lengths: Mapping[str, int]) -> Named:
+def logsumexp(
+    backend: Backend,
+    value: Named,
+    condition: Named | None,
+    indices: Sequence[str],
+    lengths: Mapping[str, int],
+) -> Named:
     """log sum exp over the reduced axes; -inf for nothing or only -inf."""
-    terms = _complete(backend, masked(backend, lift(backend, value, "real"), condition, -math.inf), indices, lengths)
+    terms = _complete(
+        backend, masked(backend, lift(backend, value, "real"), condition, -math.inf), indices, lengths
+    )
     positions, axes = _over(terms, indices)
     if any(lengths[index] == 0 for index in indices):
         shape = [n for axis, n in zip(terms.axes, terms.shape) if axis in axes]
@@ -160,7 +200,9 @@ def has_nan(backend: Backend, value: Named, condition: Named | None) -> Named | 
     return found if backend.truth(found.array) else None
 
 
-def argmax(backend: Backend, value: Named, condition: Named | None, index: str, lengths: Mapping[str, int]) -> Named:
+def argmax(
+    backend: Backend, value: Named, condition: Named | None, index: str, lengths: Mapping[str, int]
+) -> Named:
     """The lowest index of the largest included element; -1 for nothing."""
     value, flags = _ordered_parts(backend, value, condition, index, lengths)
     axis = value.axes.index(index)
@@ -178,11 +220,16 @@ def argmax(backend: Backend, value: Named, condition: Named | None, index: str, 
 
 def spread_like(backend: Backend, value: Named, axes: tuple[str, ...]) -> Array:
     """The array with its axes in the given order."""
-    return value.array if value.axes == axes else backend.permute(value.array, [value.axes.index(a) for a in axes])
+    return (
+        value.array
+        if value.axes == axes
+        else backend.permute(value.array, [value.axes.index(a) for a in axes])
+    )
 
 
-def _ordered_parts(backend: Backend, value: Named, condition: Named | None, index: str,
-                   lengths: Mapping[str, int]) -> tuple[Named, Array]:
+def _ordered_parts(
+    backend: Backend, value: Named, condition: Named | None, index: str, lengths: Mapping[str, int]
+) -> tuple[Named, Array]:
     """The operand and the flags of included elements, both with all axes."""
     value = lift(backend, value)
     condition = Named(True) if condition is None else condition
@@ -197,8 +244,9 @@ def _ordered_parts(backend: Backend, value: Named, condition: Named | None, inde
     )
 
 
-def order(backend: Backend, op: str, value: Named, condition: Named | None, index: str,
-          lengths: Mapping[str, int]) -> Named:
+def order(
+    backend: Backend, op: str, value: Named, condition: Named | None, index: str, lengths: Mapping[str, int]
+) -> Named:
     """rank (position of each element, 0 = largest) or argsort (element at each position).
 
     Ties: the lower index first. Excluded elements come last, in the order of their index.
@@ -214,5 +262,7 @@ def order(backend: Backend, op: str, value: Named, condition: Named | None, inde
         sorting = by_value
     else:
         outside = backend.to_int(~flags)
-        sorting = backend.take_along(by_value, backend.argsort(backend.take_along(outside, by_value, axis), axis), axis)
+        sorting = backend.take_along(
+            by_value, backend.argsort(backend.take_along(outside, by_value, axis), axis), axis
+        )
     return Named(sorting if op == "argsort" else backend.argsort(sorting, axis), value.axes)

@@ -34,9 +34,11 @@ def run_scan(evaluator: Evaluator, scan: Scan, name: str, needed: int) -> tuple[
         if member in program.boundaries:
             others = [axis for axis in left_indices(program.definitions[member]) if axis != scan.index]
             body = evaluator.plan.edge(member)
-            initial[member] = evaluator.finish(member, body, evaluator.value(body, Scope(dict.fromkeys(others))))
+            initial[member] = evaluator.finish(
+                member, body, evaluator.value(body, Scope(dict.fromkeys(others)))
+            )
     if scan.step > 0:
-        steps = range(0, min(needed, size - 1) + 1)
+        steps = range(min(needed, size - 1) + 1)
     else:
         steps = range(size - 1, max(needed, 0) - 1, -1)
     reach = None if len(steps) == size else tuple(sorted(steps))

@@ -26,8 +26,14 @@ def index_size(declarations: Declarations, axis: str) -> Node:
     return declarations.indices.get(axis, Name(axis))
 
 
-def infer_sizes(declarations: Declarations, inputs: Mapping[str, Any], sizes: Mapping[str, int] | None = None, *,
-                options: Mapping[str, Any] | None = None, file: str = "<text>") -> dict[str, int]:
+def infer_sizes(
+    declarations: Declarations,
+    inputs: Mapping[str, Any],
+    sizes: Mapping[str, int] | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    file: str = "<text>",
+) -> dict[str, int]:
     """The sizes that shapes and `sizes` determine, derived sizes included; undetermined ones are left out.
 
     Raises:
@@ -51,8 +57,10 @@ def infer_sizes(declarations: Declarations, inputs: Mapping[str, Any], sizes: Ma
             continue
         shape, axes = shape_of(inputs[decl.name]), (*decl.batch, *decl.axes)
         if len(shape) != len(axes):
-            raise EvaluationError(f"input '{decl.name}' has shape {shape}, expected {len(axes)} axes "
-                                  f"[{','.join(axes)}]", file=file)
+            raise EvaluationError(
+                f"input '{decl.name}' has shape {shape}, expected {len(axes)} axes [{','.join(axes)}]",
+                file=file,
+            )
         for axis, length in zip(axes, shape):
             size = index_size(declarations, axis)
             if length == 1 and axis in decl.broadcast:
@@ -62,7 +70,8 @@ def infer_sizes(declarations: Declarations, inputs: Mapping[str, Any], sizes: Ma
                 if found.setdefault(size.id, length) != length:
                     raise EvaluationError(
                         f"input '{decl.name}' has length {length} along axis '{axis}', but {size.id} = "
-                        f"{found[size.id]} from {source[size.id]}", file=file,
+                        f"{found[size.id]} from {source[size.id]}",
+                        file=file,
                     )
                 source.setdefault(size.id, f"input '{decl.name}'")
             else:
@@ -75,18 +84,27 @@ def infer_sizes(declarations: Declarations, inputs: Mapping[str, Any], sizes: Ma
     for decl, axis, length, size in other:
         wanted = static_value(size, sizes=found, options=options, present=present, file=file)
         if wanted is not None and wanted != length:
-            raise EvaluationError(f"input '{decl.name}' has length {length} along axis '{axis}', expected {wanted}",
-                                  file=file)
+            raise EvaluationError(
+                f"input '{decl.name}' has length {length} along axis '{axis}', expected {wanted}", file=file
+            )
     for name, length in found.items():
         minimum = declarations.sizes[name].minimum if name in declarations.sizes else 0
         if length < minimum:
-            raise EvaluationError(f"size {name} = {length} from {source.get(name, 'inputs')} is below its minimum "
-                                  f"{minimum}", file=file)
+            raise EvaluationError(
+                f"size {name} = {length} from {source.get(name, 'inputs')} is below its minimum {minimum}",
+                file=file,
+            )
     return found
 
 
-def _derive(declarations: Declarations, found: dict[str, int], source: dict[str, str], options: Mapping[str, Any],
-            present: frozenset[str], file: str) -> None:
+def _derive(
+    declarations: Declarations,
+    found: dict[str, int],
+    source: dict[str, str],
+    options: Mapping[str, Any],
+    present: frozenset[str],
+    file: str,
+) -> None:
     """Adds derived sizes, and checks those that shapes bind as well."""
     for _ in range(len(declarations.sizes)):
         changed = False
@@ -102,14 +120,22 @@ def _derive(declarations: Declarations, found: dict[str, int], source: dict[str,
                 found[decl.name], source[decl.name] = value, "its formula"
                 changed = True
             elif found[decl.name] != value:
-                raise EvaluationError(f"size {decl.name} = {found[decl.name]} from {source[decl.name]}, but its formula "
-                                      f"gives {value}", file=file)
+                raise EvaluationError(
+                    f"size {decl.name} = {found[decl.name]} from {source[decl.name]}, but its formula "
+                    f"gives {value}",
+                    file=file,
+                )
         if not changed:
             return
 
 
-def resolve_options(declarations: Declarations, options: Mapping[str, Any] | None, sizes: Mapping[str, int], *,
-                    file: str = "<text>") -> dict[str, Any]:
+def resolve_options(
+    declarations: Declarations,
+    options: Mapping[str, Any] | None,
+    sizes: Mapping[str, int],
+    *,
+    file: str = "<text>",
+) -> dict[str, Any]:
     """Every option's value: as given (checked), its default, its formula's value, or None where it is absent.
 
     Raises:
@@ -150,15 +176,20 @@ def _typed(decl: OptionDecl, value: Any, file: str) -> int | float | bool | str:
     shown = repr(value)[:60]
     if decl.type == "enum":
         if value not in decl.choices:
-            raise EvaluationError(f"option '{decl.name}' is {shown}, expected one of {', '.join(decl.choices)}"
-                                  f"{near(str(value)[:60], decl.choices)}", file=file)
+            raise EvaluationError(
+                f"option '{decl.name}' is {shown}, expected one of {', '.join(decl.choices)}"
+                f"{near(str(value)[:60], decl.choices)}",
+                file=file,
+            )
         return str(value)
     if decl.type == "bool":
         if not isinstance(value, bool):
             raise EvaluationError(f"option '{decl.name}' is {shown}, expected True or False", file=file)
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise EvaluationError(f"option '{decl.name}' is {shown}, expected a number of type {decl.type}", file=file)
+        raise EvaluationError(
+            f"option '{decl.name}' is {shown}, expected a number of type {decl.type}", file=file
+        )
     if decl.type == "int":
         if isinstance(value, float):
             if not value.is_integer():
@@ -166,10 +197,14 @@ def _typed(decl: OptionDecl, value: Any, file: str) -> int | float | bool | str:
             value = int(value)
     else:
         value = float(value)
-    if math.isnan(value) or (decl.minimum is not None and value < decl.minimum) or (
-        decl.maximum is not None and value > decl.maximum
+    if (
+        math.isnan(value)
+        or (decl.minimum is not None and value < decl.minimum)
+        or (decl.maximum is not None and value > decl.maximum)
     ):
         low = "-inf" if decl.minimum is None else f"{decl.minimum:g}"
         high = "inf" if decl.maximum is None else f"{decl.maximum:g}"
-        raise EvaluationError(f"option '{decl.name}' is {shown}, expected a value from {low} to {high}", file=file)
+        raise EvaluationError(
+            f"option '{decl.name}' is {shown}, expected a value from {low} to {high}", file=file
+        )
     return value

@@ -69,8 +69,13 @@ class Folder:
     that is real stays real.
     """
 
-    def __init__(self, setting: Setting, file: str, known: Mapping[str, Node] | None = None,
-                 kind: Callable[[Node], str] | None = None) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        file: str,
+        known: Mapping[str, Node] | None = None,
+        kind: Callable[[Node], str] | None = None,
+    ) -> None:
         self.setting = setting
         self.kind = kind
         self.file = file
@@ -78,7 +83,9 @@ class Folder:
         self.plain_left: dict[str, tuple[str, ...]] = {}
 
     def error(self, message: str, node: Node) -> EvaluationError:
-        return EvaluationError(message, file=self.file, equation=node.at.line or None, column=node.at.column or None)
+        return EvaluationError(
+            message, file=self.file, equation=node.at.line or None, column=node.at.column or None
+        )
 
     def fold(self, node: Node) -> Node:
         """The folded node; a literal when it is static."""
@@ -175,6 +182,8 @@ class Folder:
             case Call(function=function):
                 from attnspec.spec.language.elementwise import scalar_function
 
+                if function in ("floor", "ceil") and not math.isfinite(values[0]):  # type: ignore[arg-type]
+                    raise self.error(f"{function} of a number that is not finite", node)
                 return self.bounded(scalar_function(function, values), node)  # type: ignore[arg-type]
         raise self.error("not a static expression", node)
 
@@ -233,7 +242,11 @@ def scalar_binary(op: str, a: int | float, b: int | float) -> int | float:
     if op == "%":
         return a % b
     if op == "**":
-        return scalar_power(float(a), float(b)) if isinstance(a, float) or isinstance(b, float) or b < 0 else a**b
+        return (
+            scalar_power(float(a), float(b))
+            if isinstance(a, float) or isinstance(b, float) or b < 0
+            else a**b
+        )
     if b == 0:
         return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
     try:
@@ -259,8 +272,14 @@ def _simplified(node: Node) -> Node:
     return node
 
 
-def static_value(node: Node, *, sizes: Mapping[str, int], options: Mapping[str, Literal | None] | None = None,
-                 present: frozenset[str] | set[str] = frozenset(), file: str = "<text>") -> Literal | None:
+def static_value(
+    node: Node,
+    *,
+    sizes: Mapping[str, int],
+    options: Mapping[str, Literal | None] | None = None,
+    present: frozenset[str] | set[str] = frozenset(),
+    file: str = "<text>",
+) -> Literal | None:
     """The value of a static expression, or None when it needs something that is not known.
 
     Raises:
@@ -303,7 +322,9 @@ class Plan:
                 value = folder.fold(size)
             except EvaluationError:
                 value = size
-            self.size_of[index] = value.value if isinstance(value, Num) and isinstance(value.value, int) else None
+            self.size_of[index] = (
+                value.value if isinstance(value, Num) and isinstance(value.value, int) else None
+            )
 
     def body(self, name: str) -> Node:
         """The folded right side of a definition. Raises the EvaluationError met when folding it."""

@@ -58,8 +58,9 @@ def _factors(node: Node, factors: list[Node], divisors: list[Node], sign: int) -
     return sign
 
 
-def sum_of(evaluator: Evaluator, node: Reduce, scope: Scope, condition: Named | None,
-           lengths: Mapping[str, int]) -> Named:
+def sum_of(
+    evaluator: Evaluator, node: Reduce, scope: Scope, condition: Named | None, lengths: Mapping[str, int]
+) -> Named:
     """The value of `sum` or `mean`."""
     backend, indices = evaluator.backend, node.indices
     terms = terms_of(node.body)
@@ -81,10 +82,18 @@ def sum_of(evaluator: Evaluator, node: Reduce, scope: Scope, condition: Named | 
     value = lift(backend, value, "real")
     if is_scalar(number.array):
         divisor = float(number.array)
-        return Named(value.array / divisor if divisor else backend.where(value.array != value.array, 0.0, 0.0
-                                                                         * value.array), value.axes)
-    return combine(backend, lambda x, n: backend.where(n == 0, 0.0, x / backend.where(n == 0, 1.0, n)), value,
-                   Named(backend.to_real(number.array), number.axes))
+        return Named(
+            value.array / divisor
+            if divisor
+            else backend.where(value.array != value.array, 0.0, 0.0 * value.array),
+            value.axes,
+        )
+    return combine(
+        backend,
+        lambda x, n: backend.where(n == 0, 0.0, x / backend.where(n == 0, 1.0, n)),
+        value,
+        Named(backend.to_real(number.array), number.axes),
+    )
 
 
 def _product(evaluator: Evaluator, term: Term, scope: Scope) -> tuple[Named, list[Named]]:
@@ -99,8 +108,11 @@ def _product(evaluator: Evaluator, term: Term, scope: Scope) -> tuple[Named, lis
             factors.append(evaluator.value(node, scope))
     for node in term.divisors:
         divisor = evaluator.safe(evaluator.value(node, scope), scope)
-        host = min((k for k, f in enumerate(factors) if set(divisor.axes) <= set(f.axes)),
-                   key=lambda k: len(factors[k].axes), default=None)
+        host = min(
+            (k for k, f in enumerate(factors) if set(divisor.axes) <= set(f.axes)),
+            key=lambda k: len(factors[k].axes),
+            default=None,
+        )
         if host is None:
             factors.append(elementwise.binary(backend, "/", Named(1.0), divisor))
         else:
@@ -133,8 +145,13 @@ def _elementwise(evaluator: Evaluator, products: Sequence[tuple[Named, list[Name
     return lift(backend, total)
 
 
-def _contracted(evaluator: Evaluator, scale: Named, factors: Sequence[Named], condition: Named | None,
-                lengths: Mapping[str, int]) -> Named:
+def _contracted(
+    evaluator: Evaluator,
+    scale: Named,
+    factors: Sequence[Named],
+    condition: Named | None,
+    lengths: Mapping[str, int],
+) -> Named:
     """One term as a contraction, scaled afterwards by its factors without axes."""
     backend = evaluator.backend
     arrays: list[Named] = []

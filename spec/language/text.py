@@ -1,8 +1,8 @@
-"""Cuts a text into logical lines: comments off, lines joined inside open brackets, everything hostile refused early.
+"""Cuts a text into logical lines: comments off, lines joined inside open brackets, hostile text refused early.
 
-Used by `reader` (equations) and `macros` (macro definitions). It refuses control characters, non-ASCII characters
-outside comments, backslashes, unbalanced or too deeply nested brackets, and texts, lines or names that are too long,
-so that Python's own parser only ever sees short and tame text.
+Used by `reader` (equations) and `macros` (macro definitions). It refuses control characters, non-ASCII characters outside
+comments, backslashes, unbalanced or too deeply nested brackets, and texts, lines or names that are too long, so that
+Python's own parser only ever sees short and tame text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_NESTING = 60
 MAX_NAME = 64
 
 _PAIRS = {")": "(", "]": "[", "}": "{"}
-_LONG_NAME = re.compile(r"[A-Za-z0-9_]{%d,}" % (MAX_NAME + 1))
+_LONG_NAME = re.compile(rf"\w{{{MAX_NAME + 1},}}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,9 @@ def _without_comment(raw: str, number: int, stack: list[tuple[str, Place]], file
             if opened != _PAIRS[char]:
                 raise fail(
                     f"bracket '{char}' does not match '{opened}' of line {opened_at.line}, column "
-                    f"{opened_at.column}", at, file,
+                    f"{opened_at.column}",
+                    at,
+                    file,
                 )
         if char == "\\" or not (char == "\t" or " " <= char <= "~"):
             raise fail(f"character {char!a} is not part of the language; write plain ASCII", at, file)
@@ -119,7 +121,9 @@ def _without_comment(raw: str, number: int, stack: list[tuple[str, Place]], file
         raise fail(f"string is not closed on its line, expected {quote}", Place(number, len(raw) + 1), file)
     found = _LONG_NAME.search(raw)
     if found and not re.fullmatch(r"[0-9]+", found.group()):
-        raise fail(f"name or number longer than {MAX_NAME} characters", Place(number, found.start() + 1), file)
+        raise fail(
+            f"name or number longer than {MAX_NAME} characters", Place(number, found.start() + 1), file
+        )
     return raw
 
 
@@ -143,8 +147,11 @@ def split_equation(line: Line, file: str) -> int:
             if after == "=" or before in "<>!=":
                 continue
             if before in "+-*/%:@&|^":
-                raise fail(f"'{before}=' is not part of the language; an equation is `name[indices] = "
-                           "expression`", line.place(position - 1), file)
+                raise fail(
+                    f"'{before}=' is not part of the language; an equation is `name[indices] = expression`",
+                    line.place(position - 1),
+                    file,
+                )
             return position
     indent = len(text) - len(text.lstrip())
     raise fail("no '=' found; an equation is `name[indices] = expression`", line.place(indent), file)
