@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnspec.conformance.types import Case, CaseResult, Direction, Level, Report
+from attnspec.conformance.types import LEVELS, Case, CaseResult, Direction, Level, Report
 
 if TYPE_CHECKING:
     from attnspec.conformance.candidate import Candidate
@@ -68,10 +68,13 @@ def check(
     from attnspec.conformance.explain import explain as explanation
     from attnspec.conformance.runner import run
 
+    name = mechanism or stated_mechanism(candidate)
     lists = expectations.load(expect) if expect else None
+    if lists is not None:
+        lists.everything = lambda: every_id(candidate, name, device=device, seed=seed)
     report = run(
         candidate,
-        mechanism or stated_mechanism(candidate),
+        name,
         level=level,
         dtypes=dtypes,
         device=device,
@@ -84,7 +87,7 @@ def check(
         timeout=timeout,
         isolated=isolated,
     )
-    return report
+    return _with_limits(report)
 
 
 def repro(
@@ -118,6 +121,15 @@ def repro(
             outcome.conclude(report)
             if explain and report.exit_code == outcome.DOES_NOT_CONFORM:
                 explanation(session, report)
+    return _with_limits(report)
+
+
+def _with_limits(report: Report) -> Report:
+    """State with the rounding model what the limits promise."""
+    from attnspec.conformance import tolerance
+
+    report.rounding.setdefault("honest_rms_z", tolerance.HONEST)
+    report.rounding.setdefault("chance_of_rejecting_an_honest_kernel_in_a_run", tolerance.CHANCE)
     return report
 
 
@@ -156,6 +168,20 @@ def plan(
         worker=worker,
     )
     return report, cases
+
+
+def every_id(
+    candidate: str | Candidate | Callable[..., Any], mechanism: str, *, device: str, seed: int
+) -> list[str]:
+    """The ids of the cases of all levels, dtypes and directions: what an entry of an expectation list may name."""
+    from attnspec.conformance.process import Worker
+
+    ids: list[str] = []
+    with Worker() as worker:
+        for level in LEVELS:
+            _, cases = plan(candidate, mechanism, level=level, device=device, seed=seed, worker=worker)
+            ids += [case.id for case in cases]
+    return ids
 
 
 def stated_mechanism(candidate: str | Candidate | Callable[..., Any]) -> str:

@@ -96,11 +96,7 @@ class Binding:
         if target == WINDOW:
             return self._window(slot, options, resolved)
         if target == ENABLE_GQA:
-            heads = {
-                name: inputs[name].shape[self.axes_order(name).index(1)]
-                for name in ("Q", "K")
-                if name in inputs
-            }
+            heads = {name: inputs[name].shape[self.axes_order(name).index(1)] for name in ("Q", "K") if name in inputs}
             grouped = len(set(heads.values())) > 1
             return True if grouped else (False if slot.required else UNSET)
         if target not in self.signature.options:
@@ -110,20 +106,12 @@ class Binding:
         face = self.interface.options[target]
         if target in options:
             return options[target]
-        return (
-            UNSET
-            if not slot.required and _same_default(slot.default, face)
-            else resolved.get(target, face.default)
-        )
+        return UNSET if not slot.required and _same_default(slot.default, face) else resolved.get(target, face.default)
 
     def _window(self, slot: Slot, options: Mapping[str, Any], resolved: Mapping[str, Any]) -> Any:
         sides = [options.get(side, resolved.get(side)) for side in ("window_left", "window_right")]
         is_open = sides == [None, None]
-        if (
-            is_open
-            and not slot.required
-            and slot.default in (None, (-1, -1), (None, None), [-1, -1], [None, None])
-        ):
+        if is_open and not slot.required and slot.default in (None, (-1, -1), (None, None), [-1, -1], [None, None]):
             return UNSET
         by_none = isinstance(slot.default, (tuple, list)) and None in slot.default
         return tuple(side if side is not None else (None if by_none else -1) for side in sides)
@@ -137,9 +125,7 @@ def bind(candidate: Candidate, interface: Interface) -> Binding:
             parameters for one name, or no parameter for an input that the mechanism requires.
     """
     if candidate.mechanism not in (None, interface.mechanism):
-        raise CandidateError(
-            f"{candidate.name}: is described for {candidate.mechanism}, not for {interface.mechanism}"
-        )
+        raise CandidateError(f"{candidate.name}: is described for {candidate.mechanism}, not for {interface.mechanism}")
     try:
         parameters = inspect.signature(candidate.function).parameters
     except (TypeError, ValueError):
@@ -161,9 +147,7 @@ def bind(candidate: Candidate, interface: Interface) -> Binding:
     _check(candidate, interface, slots, unknown)
     stray = sorted(set(candidate.names) - set(parameters))
     if stray:
-        raise CandidateError(
-            f"{candidate.name}: names maps {stray[0]!r}, which is no parameter of the function"
-        )
+        raise CandidateError(f"{candidate.name}: names maps {stray[0]!r}, which is no parameter of the function")
     for tensor in (*interface.inputs, *interface.outputs):
         _axes_order(candidate, interface, tensor)
     return Binding(candidate, interface, tuple(slots), _signature(candidate, interface, slots, spare))
@@ -209,9 +193,7 @@ def _targets(interface: Interface) -> dict[str, str]:
     return table
 
 
-def _target(
-    parameter: str, candidate: Candidate, interface: Interface, targets: Mapping[str, str]
-) -> str | None:
+def _target(parameter: str, candidate: Candidate, interface: Interface, targets: Mapping[str, str]) -> str | None:
     if parameter not in candidate.names:
         return targets.get(parameter.lower())
     name = candidate.names[parameter]
@@ -250,14 +232,10 @@ def _check(candidate: Candidate, interface: Interface, slots: list[Slot], unknow
         if not face.optional and name not in seen:
             aliases = ", ".join(alias for alias, target in ALIASES.items() if target == name)
             known_as = f" (also known as {aliases})" if aliases else ""
-            raise CandidateError(
-                f"{candidate.name}: takes no parameter for the required input {name}{known_as}"
-            )
+            raise CandidateError(f"{candidate.name}: takes no parameter for the required input {name}{known_as}")
 
 
-def _signature(
-    candidate: Candidate, interface: Interface, slots: list[Slot], spare: list[str]
-) -> CandidateSignature:
+def _signature(candidate: Candidate, interface: Interface, slots: list[Slot], spare: list[str]) -> CandidateSignature:
     taken = {slot.target for slot in slots}
     if MASK_OR_BIAS in taken:
         taken |= {"mask", "bias"}
@@ -272,9 +250,7 @@ def _signature(
     if isinstance(candidate.refuses, Mapping):
         not_taken |= candidate.refuses
     plain = {key for key in not_taken if "=" not in key}
-    differentiable = tuple(
-        name for name, face in interface.inputs.items() if face.differentiable and name in taken
-    )
+    differentiable = tuple(name for name, face in interface.inputs.items() if face.differentiable and name in taken)
     if candidate.differentiable is False:
         differentiable = ()
     elif isinstance(candidate.differentiable, tuple):
@@ -335,9 +311,7 @@ def _same_default(default: Any, face: OptionFace) -> bool:
         return default is None
     if face.default is None:
         return default is None or (not isinstance(default, bool) and default in (0, -1))
-    return default is None or (
-        default == face.default and isinstance(default, bool) == isinstance(face.default, bool)
-    )
+    return default is None or (default == face.default and isinstance(default, bool) == isinstance(face.default, bool))
 
 
 def _axes_order(candidate: Candidate, interface: Interface, name: str) -> tuple[int, ...]:
@@ -352,6 +326,4 @@ def _axes_order(candidate: Candidate, interface: Interface, name: str) -> tuple[
     for letters in (CANONICAL[: len(axes)], "".join(axes)):
         if sorted(stated) == sorted(letters):
             return tuple(letters.index(letter) for letter in stated)
-    raise CandidateError(
-        f"{candidate.name}: layout {stated!r} of {name} is no permutation of {''.join(axes)!r}"
-    )
+    raise CandidateError(f"{candidate.name}: layout {stated!r} of {name} is no permutation of {''.join(axes)!r}")

@@ -41,9 +41,7 @@ def narrow(array: Any, dtype: str, name: str = "array") -> Any:
         result = wide.astype(TRAVEL[dtype])
         same = np.array_equal(result.astype(np.float64), wide.astype(np.float64), equal_nan=True)
     if not same:
-        raise CandidateError(
-            f"{name}: holds values that are not {dtype}; cases must be rounded to their dtype first"
-        )
+        raise CandidateError(f"{name}: holds values that are not {dtype}; cases must be rounded to their dtype first")
     return result
 
 
@@ -64,9 +62,7 @@ def numpy_dtype(dtype: str) -> Any:
         try:
             import ml_dtypes
         except ImportError:
-            raise CandidateError(
-                "bf16 NumPy arrays need the package ml_dtypes, which is not installed"
-            ) from None
+            raise CandidateError("bf16 NumPy arrays need the package ml_dtypes, which is not installed") from None
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(TRAVEL.get(dtype, dtype))
 

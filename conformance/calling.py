@@ -19,11 +19,12 @@ import numpy as np
 from attnspec.conformance import bridges, gradients, returned
 from attnspec.conformance.binding import Binding
 from attnspec.conformance.candidate import CandidateError
-from attnspec.conformance.job import Job
+from attnspec.conformance.job import Call, Job
 from attnspec.conformance.memory import Memory, NumpyMemory, Unguarded
 from attnspec.conformance.receipt import BUDGET, Watch
 from attnspec.conformance.types import Observation, Unsupported
 
+KEPT, KEPT_ELEMENTS = 16, 1 << 18  # earlier results that are kept to recognise their memory
 THREAD_WAIT = 2.0  # seconds that threads which the candidate started get to finish after the call
 
 
@@ -36,7 +37,7 @@ class Caller:
         self.candidate = binding.candidate
         self.device = device
         self.calls = 0
-        self.previous: dict[str, tuple[Any, Any, str]] = {}
+        self.kept: dict[tuple[str, tuple[int, ...], str], tuple[Any, str]] = {}
 
     def observe(self, job: Job) -> Observation:
         """Call the candidate with a case and say what happened."""
@@ -70,47 +71,51 @@ class Caller:
             if reason:
                 raise Unsupported(reason)
         stale = self._decoy(job) if job.decoy else None
-        memory, placed, cotangents = self._place(job)
+        memory, placed, cotangents = self._place(job, job.call)
         watch = Watch(candidate.function, None if job.thorough else BUDGET)
         started = time.perf_counter()
         try:
             with _threads(observation.memory_faults), watch, memory.watching():
-                results, grads, unused = self._call(job, placed, cotangents)
+                results, grads, unused = self._call(job, job.call, placed, cotangents)
                 bridges.synchronize(candidate.framework, job.device, [results, grads])
         finally:
             # What the candidate did to memory counts even where it raised in the end.
             observation.memory_faults += memory.faults()
         observation.seconds = time.perf_counter() - started
         self.calls += 1
-        for name, value in results.items():
-            owner = memory.alias(value)
-            if owner is not None:
-                observation.memory_faults.append(f"returns its input {owner} as {name} (the same memory)")
-            fresh = memory.unwritten(value)
-            if fresh:
-                observation.memory_faults.append(
-                    f"never writes {fresh} of {int(np.prod(value.shape))} elements of {name}"
-                )
-        self._check(job, results, grads)
+        observation.memory_faults += _memory_of_results(memory, results)
         observation.memory_faults += self._reuse(case.id, results)
-        observation.outputs = {name: self._canonical(name, value) for name, value in results.items()}
-        observation.gradients = {name: self._canonical(name, value) for name, value in grads.items()}
         observation.receipt = self._receipt(job, watch, memory, results, unused)
+        self._check(job, job.call, results, grads)
+        observation.outputs, observation.gradients = self._read(results), self._read(grads)
         if stale is not None and _same(stale, observation.outputs):
             observation.receipt["stale"] = "the result is that of an earlier call with other inputs"
-        for _ in range(job.repeats):
-            again, again_grads, _ = self._call(job, placed, cotangents)
-            observation.repeats.append(
-                {
-                    "outputs": {name: self._canonical(name, value) for name, value in again.items()},
-                    "gradients": {name: self._canonical(name, value) for name, value in again_grads.items()},
-                }
-            )
+        for _ in range(job.again):
+            outputs, again, _ = self._call(job, job.call, placed, cotangents)
+            observation.repeats.append({"outputs": self._read(outputs), "gradients": self._read(again)})
+        for call in job.more:
+            observation.repeats.append(self._further(job, call, observation.memory_faults))
 
-    def _place(self, job: Job, sign: int = 1) -> tuple[Memory, dict[str, Any], dict[str, Any]]:
+    def _further(self, job: Job, call: Call, faults: list[str]) -> dict[str, Any]:
+        """Another call of the same case, guarded like the first."""
+        memory, placed, cotangents = self._place(job, call)
+        try:
+            with memory.watching():
+                results, grads, _ = self._call(job, call, placed, cotangents)
+                bridges.synchronize(self.candidate.framework, job.device, [results, grads])
+        finally:
+            faults += memory.faults()
+        faults += _memory_of_results(memory, results)
+        self._check(job, call, results, grads)
+        return {"outputs": self._read(results), "gradients": self._read(grads)}
+
+    def _read(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self._canonical(name, value) for name, value in values.items()}
+
+    def _place(self, job: Job, call: Call, sign: int = 1) -> tuple[Memory, dict[str, Any], dict[str, Any]]:
         memory = self._memory(job)
         placed = {}
-        for name, array in job.inputs.items():
+        for name, array in call.inputs.items():
             face = self.binding.interface.inputs[name]
             ordered = np.transpose(array, self.binding.axes_order(name)) if array.ndim else array
             real = face.kind == "real"
@@ -118,9 +123,7 @@ class Caller:
                 name, job.case.dtype if real else ("bool" if face.kind == "bool" else "int64")
             )
             values = sign * ordered if real else ordered
-            placed[name] = memory.place(
-                name, values, face.kind, dtype, job.case.layout if real else "contiguous"
-            )
+            placed[name] = memory.place(name, values, face.kind, dtype, job.layout(name) if real else "contiguous")
         cotangents = {
             name: memory.place(
                 f"d{name}",
@@ -129,7 +132,7 @@ class Caller:
                 self.candidate.output_dtypes.get(name, job.case.dtype),
                 "contiguous",
             )
-            for name, array in job.cotangents.items()
+            for name, array in call.cotangents.items()
         }
         return memory, placed, cotangents
 
@@ -143,19 +146,19 @@ class Caller:
         return TorchMemory(job.device, guard_outputs=self.candidate.guard_outputs, finite=job.finite)
 
     def _call(
-        self, job: Job, placed: Mapping[str, Any], cotangents: Mapping[str, Any]
+        self, job: Job, call: Call, placed: Mapping[str, Any], cotangents: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         """Outputs, gradients by input name, and the inputs that no gradient reached."""
 
         def forward(inputs: Mapping[str, Any]) -> dict[str, Any]:
-            args, kwargs = self.binding.arguments(inputs, job.options, job.resolved, self._merge)
+            args, kwargs = self.binding.arguments(inputs, call.options, call.resolved, self._merge)
             result = self.candidate.function(*args, **kwargs)
             return returned.unpack(result, tuple(self.binding.interface.outputs), self.candidate)
 
         if not job.wrt:
             return forward(placed), {}, []
         if self.candidate.backward is not None:
-            return gradients.explicit(self.binding, forward, placed, cotangents, job)
+            return gradients.explicit(self.binding, forward, placed, cotangents, job, call)
         differentiate = gradients.by_torch if self.candidate.framework == "torch" else gradients.by_jax
         return differentiate(self.candidate, forward, placed, cotangents, job.wrt)
 
@@ -170,13 +173,13 @@ class Caller:
             return jnp.where(mask, bias, -jnp.inf)
         return np.where(mask, bias, np.array(-np.inf, bias.dtype))
 
-    def _check(self, job: Job, results: Mapping[str, Any], grads: Mapping[str, Any]) -> None:
+    def _check(self, job: Job, call: Call, results: Mapping[str, Any], grads: Mapping[str, Any]) -> None:
         names = list(self.binding.interface.outputs)
-        for name, value in results.items():
+        for name, value in results.items() if call.shapes else ():
             returned.check(
                 name,
                 value,
-                shape=job.shapes[name],
+                shape=call.shapes[name],
                 dtype=job.case.dtype,
                 device=job.device,
                 candidate=self.candidate,
@@ -187,7 +190,7 @@ class Caller:
             returned.check(
                 f"d{name}",
                 value,
-                shape=job.inputs[name].shape,
+                shape=call.inputs[name].shape,
                 dtype=self.candidate.input_dtypes.get(name, job.case.dtype),
                 device=job.device,
                 candidate=self.candidate,
@@ -203,26 +206,34 @@ class Caller:
     def _decoy(self, job: Job) -> dict[str, Any] | None:
         """The outputs for the same shapes with every real input negated: what a cache by shape would return
         next."""
-        _, placed, _ = self._place(job, sign=-1)
+        _, placed, _ = self._place(job, job.call, sign=-1)
         try:
-            args, kwargs = self.binding.arguments(placed, job.options, job.resolved, self._merge)
+            args, kwargs = self.binding.arguments(placed, job.call.options, job.call.resolved, self._merge)
             result = self.candidate.function(*args, **kwargs)
             found = returned.unpack(result, tuple(self.binding.interface.outputs), self.candidate)
+            self._reuse(job.case.id, found)
             return {name: self._canonical(name, value) for name, value in found.items()}
         except Exception:
             return None  # the real call will say the same
 
     def _reuse(self, case_id: str, results: Mapping[str, Any]) -> list[str]:
-        """Whether this call returned the call before's memory: its result would change under its owner's
-        hands."""
+        """Whether this call returned an earlier call's memory: that result changes under its owner's hands.
+
+        Earlier results are kept alive (a few, and small ones), so that an honest allocator cannot give their
+        memory out again.
+        """
         lines = []
         for name, value in results.items():
-            before = self.previous.get(name)
+            shape = tuple(int(size) for size in value.shape)
+            if int(np.prod(shape)) > KEPT_ELEMENTS:
+                continue
+            key = (name, shape, str(value.dtype))
+            before = self.kept.pop(key, None)
             if before is not None and _shared(before[0], value, self.candidate.framework):
-                lines.append(
-                    f"returns for {name} the memory that the call before returned (case {before[2]})"
-                )
-            self.previous[name] = (value, None, case_id)
+                lines.append(f"returns for {name} the memory that an earlier call returned (case {before[1]})")
+            self.kept[key] = (value, case_id)
+            if len(self.kept) > KEPT:
+                self.kept.pop(next(iter(self.kept)))
         return lines
 
     def _receipt(
@@ -252,8 +263,8 @@ class Caller:
         """PyTorch's SDPA documents that attn_mask and is_causal exclude each other: an error then is a
         refusal."""
         parameters = {slot.parameter for slot in self.binding.slots}
-        masked = "mask" in job.inputs or "bias" in job.inputs
-        return {"attn_mask", "is_causal"} <= parameters and masked and bool(job.options.get("causal"))
+        masked = "mask" in job.call.inputs or "bias" in job.call.inputs
+        return {"attn_mask", "is_causal"} <= parameters and masked and bool(job.call.options.get("causal"))
 
 
 @contextmanager
@@ -275,6 +286,19 @@ def _threads(faults: list[str]) -> Iterator[None]:
     finally:
         threading.excepthook = hook
         faults += raised
+
+
+def _memory_of_results(memory: Memory, results: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the memory that the results lie in."""
+    lines = []
+    for name, value in results.items():
+        owner = memory.alias(value)
+        if owner is not None:
+            lines.append(f"returns its input {owner} as {name} (the same memory)")
+        fresh = memory.unwritten(value)
+        if fresh:
+            lines.append(f"never writes {fresh} of {int(np.prod(value.shape))} elements of {name}")
+    return lines
 
 
 def _shared(first: Any, second: Any, framework: str) -> bool:

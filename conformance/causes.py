@@ -25,6 +25,15 @@ Floats = NDArray[np.float64]
 Arrays = Mapping[str, Floats]
 ROUNDOFF = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 
+LIKELY = (
+    "comparison-flipped", "option-ignored", "guard-dropped", "factor-dropped", "division-dropped", "term-dropped",
+    "argument-dropped", "comparison-off-by-one", "reduction-replaced", "function-dropped", "function-replaced",
+    "sign-flipped", "sign-dropped", "operator-replaced", "branch-ignored", "logic-replaced", "comparison-reversed",
+    "tensor-replaced", "size-replaced", "option-replaced", "guard-negated", "branches-swapped", "index-off-by-one",
+    "constant", "subscript-off-by-one",
+)  # fmt: skip
+"""Kinds of mutants from the mistakes that people make most often to those that only a machine makes."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -52,28 +61,29 @@ def guess(
     observed: Observed,
     *,
     budget_seconds: float = 3.0,
-    confirm: tuple[CaseData, Observed] | None = None,
+    confirm: tuple[Case, CaseData, Observed] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any] | None:
     """The variant that explains the observation.
 
     Args:
-        confirm: a second, larger case of the same failure; variants that a tiny case cannot tell apart are told apart
-            by it.
+        confirm: a larger case of the same failure, with which a variant must agree too: a tiny case fits many.
 
     Returns:
         `{"variant", "sentence", "others"}`, or None where no variant fits.
     """
+    known = list(variants(mechanism, case, tuple(observed.got)))
+    # Making the mutants takes a second or two, once; the budget is for comparing.
     deadline = clock() + budget_seconds
     fitting: list[Variant] = []
-    for variant in variants(mechanism, case, tuple(observed.got)):
+    for variant in known:
         if clock() > deadline:
             break
         if _fits(variant, case, data, observed):
             fitting.append(variant)
-    if confirm is not None and len(fitting) > 1:
-        confirmed = [variant for variant in fitting if clock() < deadline + 2 and _fits(variant, case, *confirm)]
-        fitting = confirmed or fitting
+    if confirm is not None:
+        larger_case, larger_data, larger = confirm
+        fitting = [v for v in fitting if clock() < deadline + 2 and _fits(v, larger_case, larger_data, larger)]
     if not fitting:
         return None
     best = fitting[0]
@@ -83,6 +93,7 @@ def guess(
 
 def variants(mechanism: Mechanism, case: Case, names: tuple[str, ...]) -> Iterator[Variant]:
     """Known wrong variants, the plainest explanations first."""
+    yield from _nothing(names)
     yield from _inputs_returned(mechanism, names)
     yield from _other_conventions(mechanism, case, names)
     yield from _neighbours(mechanism, case, names)
@@ -103,6 +114,8 @@ def _fits(variant: Variant, case: Case, data: CaseData, observed: Observed) -> b
     differs = False
     for name, got in observed.got.items():
         value = computed.get(name)
+        if value is _ZERO:
+            value = np.zeros(got.shape)
         if value is None or np.shape(value) != got.shape:
             return False
         value = np.asarray(value, dtype=np.float64)
@@ -128,6 +141,14 @@ def evaluate(mechanism: Mechanism, case: Case, data: CaseData, names: tuple[str,
         gradients = mechanism.gradients(data.inputs, data.options, data.cotangents, wrt=list(wanted))
         result.update({wanted[source]: value for source, value in gradients.items()})
     return result
+
+
+def _nothing(names: tuple[str, ...]) -> Iterator[Variant]:
+    """Zeros, as a kernel gives that was never launched into a cleared buffer."""
+    yield Variant("zeros", "is zero everywhere: nothing was computed", lambda data: dict.fromkeys(names, _ZERO))
+
+
+_ZERO = np.zeros(())
 
 
 def _inputs_returned(mechanism: Mechanism, names: tuple[str, ...]) -> Iterator[Variant]:
@@ -226,15 +247,30 @@ def _log_bases(mechanism: Mechanism, case: Case, names: tuple[str, ...]) -> Iter
 
 
 def _mutants(mechanism: Mechanism, case: Case, names: tuple[str, ...]) -> Iterator[Variant]:
-    from attnspec.spec.language import mutants
-
-    backward = case.direction == "backward" and mechanism.gradient is not None
-    program = mechanism.gradient if backward else mechanism.program
-    assert program is not None
-    for mutant in mutants(program):
+    backward = mechanism.gradient is not None and any(name not in mechanism.outputs for name in names)
+    for mutant in _ranked(mechanism, backward):
         changed = dataclasses.replace(mechanism, **{"gradient" if backward else "program": mutant.program})
 
         def compute(data: CaseData, changed: Mechanism = changed) -> Arrays | None:
             return evaluate(changed, case, data, names)
 
-        yield Variant(mutant.name, f"equals the spec with {mutant.description}", compute)
+        yield Variant(mutant.id, f"equals the spec with {mutant.description}", compute)
+
+
+_KNOWN: dict[tuple[str, str], list[Any]] = {}
+
+
+def _ranked(mechanism: Mechanism, backward: bool) -> list[Any]:
+    """The mutants of the forward or backward equations, likely mistakes first; made once per text."""
+    from attnspec.spec.language import mutants
+
+    program, own = mechanism.program, None
+    if backward and mechanism.gradient is not None:
+        # The outputs are right, so it is the backward equations that are not.
+        program = mechanism.gradient
+        own = [name for name in program.definitions if name not in mechanism.program.definitions]
+    key = (mechanism.name, program.text)
+    if key not in _KNOWN:
+        rank = {operator: place for place, operator in enumerate(LIKELY)}
+        _KNOWN[key] = sorted(mutants(program, own), key=lambda mutant: rank.get(mutant.operator, len(rank)))
+    return _KNOWN[key]

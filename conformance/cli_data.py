@@ -48,3 +48,25 @@ def _verify(arguments: argparse.Namespace) -> int:
     if not problems:
         print(f"{len(read_manifest(arguments.out)['cases'])} cases agree with the equations")
     return 1 if problems else 0
+
+
+def mutants(arguments: argparse.Namespace) -> int:
+    """Run every known wrong variant: 0 where all are rejected or explained, 1 where not."""
+    from attnspec.conformance import mutation
+    from attnspec.conformance.progress import steps
+    from attnspec.conformance.report.files import check_writable, write
+    from attnspec.spec import mechanisms
+
+    if arguments.json is not None:
+        check_writable(arguments.json)
+    names = [load(arguments.mechanism).name] if arguments.mechanism else mechanisms()
+    reports = []
+    for name in names:
+        with steps(f"mutants of {name}") as step:
+            reports.append(mutation.run(name, progress=step))
+        print(mutation.table(reports[-1]))
+    if arguments.json is not None:
+        documents = [report.document() for report in reports]
+        text = json.dumps(documents[0] if len(documents) == 1 else documents, indent=1)
+        write(arguments.json, text + "\n")
+    return 0 if all(report.ok for report in reports) else 1

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import attnspec.conformance
 import attnspec.impls
+import attnspec.perf
 import attnspec.reference
 from attnspec.spec import Mechanism, load, mechanisms
 from attnspec.spec.papers import papers
@@ -138,7 +138,7 @@ def _row(mechanism: Mechanism, read_by: int) -> Row:
 
 def mutation_result(mechanism: str) -> tuple[int, int] | None:
     """Mutants killed and run, as the last recorded `attnspec mutants` says; None without a record."""
-    path = _folder(attnspec.conformance) / "planted" / "results" / f"{mechanism}.json"
+    path = _folder(attnspec.perf) / "results" / f"mutants.{mechanism}.json"
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
         return int(recorded["killed"]), int(recorded["total"])

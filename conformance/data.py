@@ -88,6 +88,8 @@ def finish(
     for call in calls:
         call.extra.setdefault("shapes", output_shapes(spec, call))
         call.extra.setdefault("resolved", resolved_options(spec, call, declares))
+        if case.direction == "backward":
+            call.cotangents = _cotangents(case, spec, call, declares)
     data.extra["calls"] = calls
     return data
 

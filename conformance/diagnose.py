@@ -36,7 +36,7 @@ def diagnose(
     *,
     call: readout.Call | None = None,
     budget_seconds: float = 3.0,
-    confirm: tuple[CaseData, Observed] | None = None,
+    confirm: tuple[Case, CaseData, Observed] | None = None,
 ) -> dict[str, Any]:
     """Explain wrong values.
 

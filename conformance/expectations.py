@@ -58,9 +58,14 @@ class Entry:
 
 @dataclass
 class Expectations:
-    """The entries of one or several lists, and what is wrong with them."""
+    """The entries of one or several lists, and what is wrong with them.
+
+    `everything` gives the ids of all cases there are, whatever the run was restricted to: an entry that matches none of
+    the run's cases is in order when it matches one of these. It is called only where it is needed.
+    """
 
     entries: tuple[Entry, ...] = ()
+    everything: Callable[[], Iterable[str]] | None = None
     today: datetime.date = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).date())
 
     def find(self, case_id: str, kind: Kind | None = None) -> Entry | None:
@@ -91,30 +96,31 @@ class Expectations:
             result.status = "xpass"
         return result
 
-    def problems(
-        self, case_ids: Iterable[str], everything: Callable[[], Iterable[str]] | None = None
-    ) -> list[str]:
-        """What is wrong with the entries, one line each: past their date, or matching no case.
-
-        Args:
-            case_ids: the cases of this run.
-            everything: gives every case there is, for a run that was restricted to some: an entry that matches none
-                of the run's cases is in order when it matches one of these. Called only where it is needed.
-        """
-        found = [f"{entry.place}: is past its date {entry.until}: {entry.case}" for entry in self.entries if self._late(entry)]
+    def problems(self, case_ids: Iterable[str]) -> list[str]:
+        """What is wrong with the entries for a run of these cases, one line each: past their date, matching no case."""
+        late = [entry for entry in self.entries if self._late(entry)]
+        found = [f"{entry.place}: is past its date {entry.until}: {entry.case}" for entry in late]
         known = list(case_ids)
-        open_entries = [entry for entry in self.entries if not any(entry.matches(case) for case in known)]
-        if open_entries and everything is not None:
-            known = list(everything())
-            open_entries = [entry for entry in open_entries if not any(entry.matches(case) for case in known)]
-        found += [f"{entry.place}: matches no case: {entry.case}" for entry in open_entries if not self._late(entry)]
-        return found
+        idle = [entry for entry in self.entries if entry not in late and not _any(entry, known)]
+        if idle and self.everything is not None:
+            known = list(self.everything())
+            idle = [entry for entry in idle if not _any(entry, known)]
+        return found + [f"{entry.place}: matches no case: {entry.case}" for entry in idle]
 
     def apply(self, report: Report, everything: Callable[[], Iterable[str]] | None = None) -> None:
-        """Settle all results of a report and add the problems of the lists to it."""
+        """Settle all results of a report and add the problems of the lists to it.
+
+        Args:
+            everything: used where the lists have no `everything` of their own.
+        """
         for result in report.results:
             self.settle(result)
-        report.problems += self.problems([result.case.id for result in report.results], everything)
+        self.everything = self.everything or everything
+        report.problems += self.problems([result.case.id for result in report.results])
+
+
+def _any(entry: Entry, case_ids: Iterable[str]) -> bool:
+    return any(entry.matches(case) for case in case_ids)
 
 
 def load(paths: Sequence[str | Path]) -> Expectations:

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
+from attnspec.conformance import semantics
 from attnspec.conformance.causes import Observed
 from attnspec.conformance.diagnose import assemble, diagnose
-from attnspec.conformance.job import make_job
 from attnspec.conformance.outcome import failures
 from attnspec.conformance.regions import Region
 from attnspec.conformance.session import Examination, Session
 from attnspec.conformance.shrink import shrink
 from attnspec.conformance.types import Case, CaseData, CaseResult, OutputEvidence, Report
-from attnspec.spec import SpecError
+from attnspec.conformance.verdict import _widened as widened
+from attnspec.spec import SpecError, load
 
 EXPLAINED = 6
 """Failures that are explained; the others of a run are most often the same ones again."""
@@ -115,7 +116,7 @@ def _diagnosis(session: Session, seen: Examination, original: Examination, budge
     confirm = None
     if seen is not original:
         larger = observe(original)
-        confirm = (original.data, larger) if larger is not None else None
+        confirm = (original.case, original.data, larger) if larger is not None else None
     try:
         return diagnose(
             session.suite.mechanism,
@@ -132,45 +133,51 @@ def _diagnosis(session: Session, seen: Examination, original: Examination, budge
 
 
 def observe(seen: Examination) -> Observed | None:
-    """What came and what was wanted, of the outputs that were judged; None where shapes do not fit."""
+    """What came and what was wanted, of everything that was judged; None where shapes do not fit.
+
+    Where only a further call of the case is wrong, it is that call's arrays.
+    """
     backward = seen.case.direction == "backward"
-    returned = seen.observation.gradients if backward else seen.observation.outputs
-    exact: Mapping[str, Any] = seen.expected.exact
-    sigma: Mapping[str, Any] = seen.expected.sigma
-    judged = {entry.name for entry in seen.result.evidence}
+    number = _later_call(seen)
+    expected, data = seen.expected, seen.data
+    returned: Mapping[str, Any] = seen.observation.gradients if backward else seen.observation.outputs
+    if number is not None:
+        expected = seen.expected.calls[number - 2]
+        returned = seen.observation.repeats[number - 2]["gradients" if backward else "outputs"]
+        data = expected.data
+    if semantics.differences(expected.declares):
+        both = semantics.from_candidate(
+            load(seen.case.mechanism), data, {} if backward else returned, returned if backward else {}, expected.declares
+        )
+        returned = both[backward]
     got, want, spread = {}, {}, {}
-    for name, value in returned.items():
-        key = next((key for key in (name, f"d{name}") if key in exact), None)
-        if key is None or not judged & {name, f"d{name}"}:
+    for name, exact in expected.exact.items():
+        if name not in returned:
             continue
-        label = f"d{name.removeprefix('d')}" if backward else name
-        array = np.asarray(value, dtype=np.float64)
-        if np.shape(exact[key]) != array.shape:
-            array = _rows_only(array, seen)
-            if np.shape(exact[key]) != array.shape:
-                return None
-        got[label] = array
-        want[label] = np.asarray(exact[key], dtype=np.float64)
-        spread[label] = np.broadcast_to(np.asarray(sigma[key], dtype=np.float64), array.shape)
+        label = f"d{name}" if backward else name
+        array = np.asarray(returned[name], dtype=np.float64)
+        axis = expected.row_axis.get(name)
+        if expected.rows is not None and axis is not None:
+            array = np.take(array, list(expected.rows), axis=axis)
+        if array.shape != exact.shape:
+            return None
+        judged = expected.judged.get(name)
+        got[label] = array if judged is None else np.where(judged, array, exact)
+        want[label] = np.asarray(exact, dtype=np.float64)
+        spread[label] = widened(
+            expected.sigma[name], want[label], got[label], seen.case.dtype,
+            "" if backward else str(seen.observation.receipt.get("dtypes", {}).get(name, "")),
+            backward or name == next(iter(expected.exact)),
+        )  # fmt: skip
     return Observed(got, want, spread, _limit(seen.result.evidence)) if got else None
 
 
-def _rows_only(array: Any, seen: Examination) -> Any:
-    """The sampled rows of an output that was returned in full."""
-    if seen.case.rows is None:
-        return array
-    for index, values in seen.case.rows.items():
-        for output in seen.expected.exact:
-            axes = _axes_of(seen, output)
-            if index in axes and array.ndim == len(axes):
-                return np.take(array, list(values), axis=axes.index(index))
-    return array
-
-
-def _axes_of(seen: Examination, output: str) -> tuple[str, ...]:
-    from attnspec.conformance.api import axes_of
-
-    return axes_of(seen.case.mechanism).get(output, ())
+def _later_call(seen: Examination) -> int | None:
+    """The number of the further call that is wrong, where the first one is right."""
+    wrong = [entry.name for entry in seen.result.evidence if not entry.passed]
+    numbers = [re.search(r"\(call (\d+)\)", name) for name in wrong]
+    found = [int(match.group(1)) for match in numbers if match]
+    return min(found) if found and len(found) == len(wrong) else None
 
 
 def _limit(evidence: list[OutputEvidence]) -> float:
@@ -183,12 +190,7 @@ def _call(session: Session, seen: Examination) -> Any:
     case = dataclasses.replace(seen.case, direction="forward", layout="contiguous", check="tolerance", params={})
 
     def call(data: CaseData) -> Mapping[str, Any]:
-        resolved, shapes = session.suite.frame(case, data)
-        job = make_job(
-            case, data, session.suite.interface, device=session.device, resolved=resolved, shapes=shapes, differentiable=()
-        )
-        session.station.send(job, session.timeout)
-        return session.station.receive().outputs
+        return session.ask(case, data).outputs
 
     return call
 
@@ -199,9 +201,12 @@ def _special(seen: Examination) -> dict[str, Any] | None:
     wrong = [entry for entry in seen.result.evidence if not entry.passed]
     if faults and not wrong:
         return assemble(Region("memory", faults[0]), None)
-    if seen.case.check == "determinism":
-        told = "; ".join(entry.message for entry in wrong if entry.message) or "the same call gives another result"
-        return assemble(Region("repeat", told), None)
+    if wrong and all("returned other bits" in entry.message for entry in wrong):
+        return assemble(Region("repeat", f"{wrong[0].name}: {wrong[0].message}"), None)
+    if seen.observation.receipt.get("stale"):
+        return assemble(Region("repeat", str(seen.observation.receipt["stale"])), None)
+    if seen.observation.receipt.get("outside"):
+        return assemble(Region("memory", str(seen.observation.receipt["outside"])), None)
     return None
 
 
@@ -216,12 +221,22 @@ def _smallest(session: Session, result: CaseResult, budget_seconds: float) -> Ca
         except (SpecError, ValueError, ArithmeticError):
             # Shrinking makes up cases; one that cannot be built or evaluated is no witness.
             return False
-        same = result.status != "error" or _kind(got.message) == _kind(result.message)
-        return got.status == result.status and same
+        if got.status != result.status:
+            return False
+        if result.status == "error":
+            return _kind(got.message) == _kind(result.message)
+        # A wrong LSE alone is another failure than a wrong output: what was wrong must stay wrong.
+        return _wrong_outputs(result) <= _wrong_outputs(got)
 
     smallest = shrink(result.case, still_fails, budget_seconds)
     return smallest if smallest.id != result.case.id else None
 
 
+def _wrong_outputs(result: CaseResult) -> set[str]:
+    names = [entry.name for entry in result.evidence if not entry.passed]
+    return {name for name in names if name == names[0] or result.case.direction == "backward"}
+
+
 def _kind(message: str) -> str:
-    return message.partition(":")[0]
+    """The message without its numbers: sizes change while shrinking, the complaint must not."""
+    return re.sub(r"[\d., ]+", "#", message.partition(" (")[0])

@@ -1,9 +1,9 @@
 """Gradients of a candidate: by the framework's autograd, or by the backward function that it brings along.
 
 Every way returns (outputs, gradients by input name, inputs that no gradient reached). An input that no
-gradient reached gets zeros, which is what the frameworks mean by it; the receipt names it. `NoGradientError`: the
-candidate cannot be differentiated at all, or not through an output whose cotangent the case gives; the case
-is then not posed to it.
+gradient reached gets zeros, which is what the frameworks mean by it; the receipt names it. `NoGradientError`:
+the candidate cannot be differentiated at all, or not through an output whose cotangent the case gives; the
+case is then not posed to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from attnspec.conformance.binding import Binding, bind
 from attnspec.conformance.candidate import Candidate
 from attnspec.conformance.interface import InputFace, Interface
-from attnspec.conformance.job import Job
+from attnspec.conformance.job import Call, Job
 from attnspec.conformance.returned import WrongResultError
 
 Forward = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -96,7 +96,7 @@ def by_jax(
 
 
 def explicit(
-    binding: Binding, forward: Forward, placed: Mapping[str, Any], cotangents: Mapping[str, Any], job: Job
+    binding: Binding, forward: Forward, placed: Mapping[str, Any], cotangents: Mapping[str, Any], job: Job, call: Call
 ) -> Result:
     """Gradients by the candidate's own backward function.
 
@@ -117,16 +117,14 @@ def explicit(
             raise NoGradientError(
                 f"backward: the backward function needs {slot.target}, which the forward does not return"
             )
-    args, kwargs = back.arguments(arrays, job.options, job.resolved, _no_merge)
+    args, kwargs = back.arguments(arrays, call.options, call.resolved, _no_merge)
     result = back.candidate.function(*args, **kwargs)
     order = binding.signature.differentiable
     if isinstance(result, Mapping):
         known = {f"d{name}".lower(): name for name in order} | {name.lower(): name for name in order}
         stray = [key for key in result if str(key).lower() not in known]
         if stray:
-            raise WrongResultError(
-                f"backward returned an unknown gradient {stray[0]!r}; expected d{', d'.join(order)}"
-            )
+            raise WrongResultError(f"backward returned an unknown gradient {stray[0]!r}; expected d{', d'.join(order)}")
         found = {known[str(key).lower()]: value for key, value in result.items()}
     else:
         values = result if isinstance(result, (tuple, list)) else (result,)
@@ -150,9 +148,7 @@ def backward_binding(binding: Binding) -> Binding:
     faces = {name: dataclasses.replace(face, optional=True) for name, face in inner.inputs.items()}
     for name, axes in inner.outputs.items():
         faces[name] = InputFace(name, axes, role="query" if len(axes) == 4 else "output", optional=True)
-        faces[f"d{name}"] = InputFace(
-            f"d{name}", axes, role="query" if len(axes) == 4 else "output", optional=True
-        )
+        faces[f"d{name}"] = InputFace(f"d{name}", axes, role="query" if len(axes) == 4 else "output", optional=True)
     names = dict(binding.candidate.names)
     parameters = getattr(getattr(binding.candidate.backward, "__code__", None), "co_varnames", ())
     for parameter in parameters:
@@ -175,9 +171,7 @@ def backward_binding(binding: Binding) -> Binding:
 def _present(outputs: Mapping[str, Any], cotangents: Mapping[str, Any]) -> None:
     for name in cotangents:
         if name not in outputs:
-            raise NoGradientError(
-                f"backward: the candidate does not return {name}, whose gradient the case needs"
-            )
+            raise NoGradientError(f"backward: the candidate does not return {name}, whose gradient the case needs")
 
 
 def _no_merge(mask: Any, bias: Any) -> Any:

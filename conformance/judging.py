@@ -23,6 +23,8 @@ def conclude(
     result = CaseResult(case, "error", seconds=observation.seconds, receipt=dict(observation.receipt))
     if observation.printed.strip():
         result.receipt["printed"] = observation.printed[-500:]
+    if case.check == "refusal" and observation.status in ("returned", "refused", "error"):
+        return _refusal(result, observation)
     if observation.status == "refused":
         reason = observation.receipt.get("not_supported")
         result.status = "not_supported" if reason else "refused"
@@ -35,7 +37,6 @@ def conclude(
         return result
     result.evidence = suite.judge(case, expected, observation)
     wrong = [entry for entry in result.evidence if not entry.passed]
-    faults += _differing(case, observation, signature)
     if not result.evidence:
         result.status, result.message = (
             "error",
@@ -60,35 +61,15 @@ def _faults(observation: Observation) -> list[str]:
     return lines
 
 
-def _differing(case: Case, observation: Observation, signature: CandidateSignature) -> list[str]:
-    """For a case that asks for determinism: where repeated calls with the same inputs differ, bit by bit.
-
-    Gradients may differ (atomic additions) unless the candidate promises that they do not.
-    """
-    promised = signature.declares.get("determinism", "forward")
-    if case.check != "determinism" or promised == "none":
-        return []
-    lines = []
-    for repeat in observation.repeats:
-        pairs = [(name, array, repeat["outputs"][name]) for name, array in observation.outputs.items()]
-        if promised == "all":
-            pairs += [
-                (f"d{name}", array, repeat["gradients"][name])
-                for name, array in observation.gradients.items()
-            ]
-        for name, first, again in pairs:
-            different = _unequal(first, again)
-            if different:
-                lines.append(f"two calls with the same inputs differ in {different} elements of {name}")
-    return list(dict.fromkeys(lines))
-
-
-def _unequal(one: Any, two: Any) -> int:
-    return (
-        int(np.count_nonzero((one != two) & ~((one != one) & (two != two))))
-        if one.shape == two.shape
-        else one.size
-    )
+def _refusal(result: CaseResult, observation: Observation) -> CaseResult:
+    """Inputs that contradict each other must be refused, with whatever exception."""
+    if observation.status == "returned" or observation.outputs:
+        result.status = "fail"
+        result.message = "; ".join(["computes something for inputs that contradict each other", *_faults(observation)])
+    else:
+        result.status = "pass"
+        result.message = f"refused: {observation.message}"
+    return result
 
 
 def _hints(case: Case, observation: Observation, wrong: list[OutputEvidence]) -> list[str]:
@@ -101,14 +82,10 @@ def _hints(case: Case, observation: Observation, wrong: list[OutputEvidence]) ->
     if observation.receipt.get("outside"):
         lines.append(str(observation.receipt["outside"]))
     absent = [
-        name
-        for name in observation.receipt.get("no_gradient", ())
-        if any(e.name in (name, f"d{name}") for e in wrong)
+        name for name in observation.receipt.get("no_gradient", ()) if any(e.name in (name, f"d{name}") for e in wrong)
     ]
     if absent:
-        lines.append(
-            f"no gradient reaches {', '.join(absent)} (declare differentiable=... if that is intended)"
-        )
+        lines.append(f"no gradient reaches {', '.join(absent)} (declare differentiable=... if that is intended)")
     if observation.receipt.get("layout"):
         lines.append(str(observation.receipt["layout"]))
     elif not lines and layouts(observation):

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance.interface import Interface
 from attnspec.conformance.suite import Suite
 from attnspec.conformance.types import CandidateSignature, Case, CaseData, Direction, Observation
@@ -28,7 +27,8 @@ from attnspec.spec.mechanism import Mechanism
 
 WORK_LIMIT = 3_000_000
 """Multiply-adds of the scores beyond which a case is too large for hundreds of mutants."""
-REFUSING = ("refusal",)
+SEVERAL_CALLS = ("refusal", "determinism")
+"""Checks that judge something else than the values of one call."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Arena:
 
     def data(self, case: Case) -> CaseData:
         if case.id not in self._data:
-            self._data[case.id] = self.suite.build(case)
+            self._data[case.id] = self.suite.build(case, self.signature)
         return self._data[case.id]
 
     def folded(self, case: Case) -> tuple[Plan, Folder]:
@@ -118,7 +118,9 @@ class Arena:
         return self._folded[case.id]
 
     def matters(self, mutant: Mutant, case: Case) -> bool:
-        """Whether the mutant's equations under the case's options differ from the original's where outputs need them."""
+        """Whether the change is still there, and needed by an output, under the case's sizes and options."""
+        if self.data(case).extra.get("calls"):
+            return False  # judged by several calls of one kernel; a program has no memory between calls
         plan, folder = self.folded(case)
         if mutant.name not in _needed(self.program, plan):
             return False
@@ -143,7 +145,7 @@ class Arena:
         forward = self.direction == "forward"
         spec = self.mechanism
         if program is not None:
-            spec = dataclasses.replace(spec, **{"program" if forward else "gradient": program})
+            spec = dataclasses.replace(spec, program=program) if forward else dataclasses.replace(spec, gradient=program)
         with np.errstate(all="ignore"):
             if forward:
                 return spec.evaluate(data.inputs, data.options)
@@ -158,6 +160,8 @@ class Arena:
         """Whether the case rejects these results, and the worst ratio to the limits."""
         if case.id not in self._expected:
             self._expected[case.id] = self.suite.expected(case, self.data(case), self.signature)
+            if self.judge(case, self.exact(case))[0]:
+                raise AssertionError(f"{case.id} rejects the original equations: its kills would prove nothing")
         rounded = {name: np.asarray(round_to(np.asarray(value), case.dtype)) for name, value in results.items()}
         observation = Observation("returned")
         if self.direction == "forward":
@@ -204,7 +208,7 @@ class Arena:
 
 def _usable(case: Case) -> bool:
     work = math.prod(max(1, case.sizes.get(name, 1)) for name in case.sizes if name not in ("Np", "Ps", "Kt", "Hk"))
-    return case.check not in REFUSING and case.rows is None and work <= WORK_LIMIT
+    return case.check not in SEVERAL_CALLS and case.rows is None and work <= WORK_LIMIT
 
 
 def _ordered(cases: Iterable[Case]) -> list[Case]:

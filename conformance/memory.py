@@ -24,6 +24,7 @@ GUARD_BYTE = {"real": 0xFF, "int": 0x7F, "bool": 0x01}
 # Bits of the NaN that fills a fresh allocation, by item size and format: no arithmetic makes exactly these.
 POISON = {"fp32": 0x7FFA5A5A, "fp16": 0x7F5A, "bf16": 0x7FDA, "fp64": 0x7FFA5A5A5A5A5A5A}
 MARGIN_MIN, MARGIN_MAX = 256, 65536
+_empty = np.empty  # NumPy's own, also while the candidate's is watched
 
 
 class Memory(Protocol):
@@ -78,8 +79,7 @@ def explain_change(block: Block, after: Any, before: Any) -> list[str]:
         where = np.unravel_index(int(inside[inside >= 0].min()), block.shape)
         index = ", ".join(str(int(part)) for part in where)
         lines.append(
-            f"changes its input {block.label}: {int((inside >= 0).sum())} of {count} elements, "
-            f"the first at [{index}]"
+            f"changes its input {block.label}: {int((inside >= 0).sum())} of {count} elements, the first at [{index}]"
         )
     outside = changed[inside < 0]
     if outside.size:
@@ -102,9 +102,7 @@ def explain_margin(block: Block, low: Any, high: Any, byte: int) -> str | None:
     if over.size:
         away = int(over[0]) // block.itemsize
         parts.append(f"{-(-over.size // block.itemsize)} elements past its end (the first {away} past it)")
-    return (
-        f"writes out of bounds: {' and '.join(parts)}, in a tensor of shape {block.shape} from {block.label}"
-    )
+    return f"writes out of bounds: {' and '.join(parts)}, in a tensor of shape {block.shape} from {block.label}"
 
 
 class NumpyMemory:
@@ -165,12 +163,7 @@ class NumpyMemory:
         return allocate
 
     def _guarded(self, array: Any, label: str, *, fresh: bool) -> Any:
-        if (
-            type(array) is not np.ndarray
-            or array.dtype.hasobject
-            or not array.size
-            or not array.dtype.itemsize
-        ):
+        if type(array) is not np.ndarray or array.dtype.hasobject or not array.size or not array.dtype.itemsize:
             return array
         size = array.dtype.itemsize
         side = margin(array.shape, size)
@@ -250,7 +243,7 @@ class Unguarded:
 
 def _aligned(size: int) -> Any:
     """`size` bytes that start at a multiple of 64, so that "misaligned" is one and "contiguous" is not."""
-    raw = np.empty(size + 64, dtype=np.uint8)
+    raw = _empty(size + 64, dtype=np.uint8)
     shift = -raw.ctypes.data % 64
     return raw[shift : shift + size]
 

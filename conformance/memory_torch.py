@@ -131,9 +131,7 @@ class TorchMemory:
         if not value.numel() or value.layout is not torch.strided:
             return None
         address = value.untyped_storage().data_ptr()
-        return next(
-            (block.label for block in self.inputs if block.data.untyped_storage().data_ptr() == address), None
-        )
+        return next((block.label for block in self.inputs if block.data.untyped_storage().data_ptr() == address), None)
 
     def unwritten(self, value: Any) -> int:
         bits = POISON.get(dtype_name(value.dtype))
@@ -163,6 +161,4 @@ class _Watch(TorchFunctionMode):  # type: ignore[misc]
 
 def _at(data: Any, dtype: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
     """A tensor over the buffer's storage that is no autograd view of it."""
-    return torch.empty(0, dtype=dtype, device=data.device).set_(
-        data.untyped_storage(), offset, shape, strides
-    )
+    return torch.empty(0, dtype=dtype, device=data.device).set_(data.untyped_storage(), offset, shape, strides)

@@ -113,7 +113,7 @@ def _one(
     exact, sigma, model = _cached(spec, case, data, options, declares, rounding, rows, form)
     found = Expected(
         dict(exact), dict(sigma), rounding={"name": model.name, "stored": sorted(model.stored), "io": model.io},
-        data=data, declares=declares, mechanism=spec.name,
+        data=data if semantics.differences(declares) else None, declares=declares, mechanism=spec.name,
     )  # fmt: skip
     if rows:
         (index, values), = rows.items()

@@ -158,20 +158,15 @@ class Target(pytest.Collector):
     def _problems(self, case_ids: Sequence[str]) -> Iterator[pytest.Item]:
         if self.expectations is None:
             return
-        restricted = bool(self.config.getoption("--attnspec-select"))
-        everything = self._every_id if restricted else None
-        for problem in self.expectations.problems(case_ids, everything):
-            yield ProblemItem.from_parent(self, name=f"expectations[{problem}]", problem=problem)
-
-    def _every_id(self) -> list[str]:
         from attnspec.conformance import api
 
         option = self.config.getoption
-        _, cases = api.plan(
-            self.name, option("--attnspec-mechanism"), level=option("--attnspec-level"),
-            device=option("--attnspec-device"), seed=option("--attnspec-seed"), worker=self.worker,
-        )  # fmt: skip
-        return [case.id for case in cases]
+        name = option("--attnspec-mechanism") or api.stated_mechanism(self.name)
+        self.expectations.everything = lambda: api.every_id(
+            self.name, name, device=option("--attnspec-device"), seed=option("--attnspec-seed")
+        )
+        for problem in self.expectations.problems(case_ids):
+            yield ProblemItem.from_parent(self, name=f"expectations[{problem}]", problem=problem)
 
     def judge(self, case: Case) -> CaseResult:
         """The result of one case, with the expectation lists applied and failures explained."""

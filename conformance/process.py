@@ -146,11 +146,7 @@ class Worker:
             wire.send(self._to, ("load", self._order))
             answer = self._answer(time.monotonic() + IMPORT_LIMIT)
         except (_EndedError, BrokenPipeError) as ended:
-            how = (
-                self._told(ended, IMPORT_LIMIT).message
-                if isinstance(ended, _EndedError)
-                else "the process ended"
-            )
+            how = self._told(ended, IMPORT_LIMIT).message if isinstance(ended, _EndedError) else "the process ended"
             self.close()
             self._failure = f"{self._order.candidate}: importing it failed: {how}"
             raise CandidateError(self._failure) from None
@@ -198,9 +194,7 @@ class Worker:
     def _answer(self, deadline: float) -> Any:
         """The worker's next message; `_EndedError` when there will be none."""
         while True:
-            ready, _, _ = select.select(
-                [self._from], [], [], min(0.25, max(0.0, deadline - time.monotonic()))
-            )
+            ready, _, _ = select.select([self._from], [], [], min(0.25, max(0.0, deadline - time.monotonic())))
             if ready:
                 try:
                     return wire.receive(self._from)
@@ -234,9 +228,7 @@ class Worker:
                 printed=text[-4000:],
             )
         if ended.how == "late" or "Timeout (" in text:
-            return Observation(
-                "timeout", message=f"did not return within {limit:g} s{place}", printed=text[-4000:]
-            )
+            return Observation("timeout", message=f"did not return within {limit:g} s{place}", printed=text[-4000:])
         if code is None:
             message = "closed its connection to the suite"
         elif code < 0:

@@ -18,24 +18,40 @@ Step = Callable[[int, int, CaseResult], None]
 
 @contextmanager
 def bar(label: str, *, quiet: bool = False) -> Iterator[Step | None]:
-    """Show how far a run is; yields None where nothing is to be shown."""
+    """Show how far a run is and how many cases failed; yields None where nothing is to be shown."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("{task.fields[failed]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label, total=None, failed="")
+    with _display(label) as update:
         failed = 0
 
         def step(done: int, total: int, result: CaseResult) -> None:
             nonlocal failed
             failed += result.status in FAILING
-            progress.update(task, completed=done, total=total, failed=f"[red]{failed} failed" if failed else "")
+            update(done, total, f"[red]{failed} failed" if failed else "")
 
         yield step
+
+
+@contextmanager
+def steps(label: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show how many of a number of steps are done; yields None where nothing is to be shown."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with _display(label) as update:
+        yield lambda done, total: update(done, total, "")
+
+
+@contextmanager
+def _display(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.fields[aside]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=None, aside="")
+        yield lambda done, total, aside: progress.update(task, completed=done, total=total, aside=aside)

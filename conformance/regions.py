@@ -121,7 +121,7 @@ def _set_words(name: str, values: Sequence[int], length: int) -> str:
     if len(values) == 1:
         place = "first " if first == 0 and length > 1 else "last " if first == length - 1 and length > 1 else ""
         return f"the {place}{label} ({name} = {first} of {length})" if place else f"{label} {first} of {length}"
-    tile = _tile(values, length)
+    tile = _tile(values, length) if ROLE.get(name) == "row" or name == "j" else None
     if tile is not None:
         return f"the last block of {many} ({name} = {first}..{last} of {length}, tile {tile} or a divisor of it)"
     if span:
@@ -158,6 +158,7 @@ def locate_weights(got: Floats, want: Floats, tolerance: float) -> Region | None
     empty = ~want.any(axis=-1)
     leak = empty & (np.abs(np.nan_to_num(got, nan=1.0)) > tolerance).any(axis=-1)
     bad, factor = _deviating(got, want, tolerance)
+    leaked = bad & empty[..., None]
     bad &= ~empty[..., None]
     scaled = (np.abs(factor - 1) > 4 * tolerance) & ~empty
     if not bad.any():
@@ -170,7 +171,8 @@ def locate_weights(got: Floats, want: Floats, tolerance: float) -> Region | None
             told = f"{factors.mean():.4g}" if spread < 8 * tolerance else f"{factors.min():.3g} to {factors.max():.3g}"
             region.sentence = f"whole rows scaled by {told}: {region.sentence}"
         return region
-    return _weights_region(bad, got, want)
+    # Rows that may attend to nothing belong to the picture where keys are seen that must not be.
+    return _weights_region(bad | leaked, got, want)
 
 
 def _deviating(got: Floats, want: Floats, tolerance: float) -> tuple[Bools, Floats]:
@@ -200,10 +202,9 @@ def _weights_region(bad: Bools, got: Floats, want: Floats) -> Region:
     if not batch_hit.all():
         sets = {"b": [int(value) for value in np.flatnonzero(batch_hit)]}
         return Region("batch", f"{what} in {_set_words('b', sets['b'], batches)}", sets, share)
-    offsets = _toeplitz(bad)
+    offsets = _diagonals(flat, want.any(axis=(0, 1)))
     key_hit, row_hit = flat.any(axis=0), flat.any(axis=1)
-    whole_columns = flat[row_hit].mean(axis=0)[key_hit].mean() >= SHARE
-    if offsets is not None and not (whole_columns and key_hit.mean() < SHARE):
+    if offsets is not None:
         sets = {"j - i": offsets}
         if len(offsets) == 1:
             told = f"on the diagonal j = i {_signed(offsets[0])}"
@@ -237,22 +238,38 @@ def _what(bad: Bools, got: Floats, want: Floats) -> str:
     return "wrong weights"
 
 
-def _toeplitz(bad: Bools) -> list[int] | None:
-    """The offsets j - i, where being wrong depends on the offset alone and not all offsets are wrong."""
-    flat = bad.any(axis=(0, 1))
+def _diagonals(flat: Bools, visible: Bools) -> list[int] | None:
+    """The offsets j - i of the wrong weights, where they lie along diagonals; None where not.
+
+    Either being wrong depends on j - i alone, or the wrong weights form a narrow oblique band. Rows that are wrong as
+    a whole, and columns that are, say nothing about diagonals.
+    """
     rows, keys = flat.shape
-    if min(rows, keys) < 3:
+    if min(rows, keys) < 3 or flat.mean() > 0.9:
         return None
-    offsets = [int(value) for value in np.unique(np.subtract(*np.nonzero(flat)[::-1]))]
-    hit = total = 0
-    for offset in offsets:
-        line = np.diagonal(flat, offset)
-        hit, total = hit + int(line.sum()), total + line.size
-    if hit < 0.6 * total or total > 0.7 * flat.size:
+    row_hit, key_hit = flat.any(axis=1), flat.any(axis=0)
+    lost = row_hit & (flat | ~visible).all(axis=1) & visible.any(axis=1)
+    if (lost | ~row_hit).all() or flat[row_hit][:, key_hit].mean() >= SHARE and key_hit.mean() < SHARE:
         return None
+    i, j = np.nonzero(flat)
+    offsets = [int(value) for value in np.unique(j - i)]
+    lengths = [np.diagonal(flat, offset).size for offset in offsets]
+    hits = sum(int(np.diagonal(flat, offset).sum()) for offset in offsets)
     # A short corner diagonal is a coincidence of single pairs; one of the lines must be long.
-    longest = max(np.diagonal(flat, offset).size for offset in offsets)
-    return offsets if longest >= max(3, min(rows, keys) // 2) else None
+    if max(lengths) < max(3, min(rows, keys) // 2):
+        return None
+    if hits >= 0.6 * sum(lengths):
+        return offsets
+    spread = np.ptp(i) >= rows // 3 and np.ptp(j) >= keys // 3 and i.std() > 0 and j.std() > 0
+    oblique = bool(spread) and float(np.corrcoef(i, j)[0, 1]) > 0.85
+    return offsets if oblique and not _staircase(flat) else None
+
+
+def _staircase(flat: Bools) -> bool:
+    """Whether the band ends on tile edges of 8 keys or more: it is cut by a loop over tiles, not by a mask."""
+    firsts = [int(np.flatnonzero(row)[0]) for row in flat if row.any()]
+    lasts = [int(np.flatnonzero(row)[-1]) + 1 for row in flat if row.any()]
+    return any(len(set(edge)) > 1 and all(value % 8 == 0 for value in edge) for edge in (firsts, lasts))
 
 
 def _signed(value: int) -> str:

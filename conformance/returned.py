@@ -36,15 +36,11 @@ def unpack(result: Any, names: Sequence[str], candidate: Candidate) -> dict[str,
         found = _by_name(result, names)
     elif isinstance(result, (tuple, list)):
         if len(result) > len(wanted) or (candidate.outputs and len(result) < len(wanted)):
-            raise WrongResultError(
-                f"returned {len(result)} values, expected {len(wanted)}: {', '.join(wanted)}"
-            )
+            raise WrongResultError(f"returned {len(result)} values, expected {len(wanted)}: {', '.join(wanted)}")
         found = dict(zip(wanted, result, strict=False))
     else:
         if candidate.outputs and len(wanted) > 1:
-            raise WrongResultError(
-                f"returned {_kind(result)}, expected {len(wanted)} values: {', '.join(wanted)}"
-            )
+            raise WrongResultError(f"returned {_kind(result)}, expected {len(wanted)} values: {', '.join(wanted)}")
         found = {wanted[0]: result}
     found.pop("_", None)
     for name in wanted if candidate.outputs else wanted[:1]:
@@ -52,9 +48,7 @@ def unpack(result: Any, names: Sequence[str], candidate: Candidate) -> dict[str,
             raise WrongResultError(f"returned no {name}")
     for name, value in found.items():
         if not is_array(value, candidate.framework):
-            raise WrongResultError(
-                f"returned {_kind(value)} for {name}, expected {_article(candidate.framework)}"
-            )
+            raise WrongResultError(f"returned {_kind(value)} for {name}, expected {_article(candidate.framework)}")
     return found
 
 
@@ -85,9 +79,7 @@ def check(
     if stated is not None and actual != stated:
         raise WrongResultError(f"{name} is {actual}, declared {stated}")
     if stated is None and actual != dtype and (first or PRECISION.get(actual, 0) < PRECISION[dtype]):
-        raise WrongResultError(
-            f"{name} is {actual}, expected {dtype}{'' if first else ' or a more precise type'}"
-        )
+        raise WrongResultError(f"{name} is {actual}, expected {dtype}{'' if first else ' or a more precise type'}")
     where = device_of(value, candidate.framework)
     if where != device:
         raise WrongResultError(f"{name} is on {where}, expected {device}")
@@ -105,11 +97,7 @@ def _by_name(result: Mapping[Any, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    return (
-        "None"
-        if value is None
-        else f"a {type(value).__module__}.{type(value).__name__}".replace("builtins.", "")
-    )
+    return "None" if value is None else f"a {type(value).__module__}.{type(value).__name__}".replace("builtins.", "")
 
 
 def _article(framework: str) -> str:

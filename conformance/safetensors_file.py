@@ -60,6 +60,8 @@ def load(content: bytes) -> dict[str, NDArray[Any]]:
     """
     try:
         length = int.from_bytes(content[:8], "little")
+        if len(content) < 8 + length:
+            raise ValueError(f"it ends inside its header of {length} bytes")
         header = json.loads(content[8 : 8 + length])
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         found = {}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from attnspec.conformance import judging
 from attnspec.conformance.binding import bind, missing
 from attnspec.conformance.calling import Caller
 from attnspec.conformance.candidate import Candidate, CandidateError
-from attnspec.conformance.job import Job, make_job
+from attnspec.conformance.job import Call, Job, make_call, make_job
 from attnspec.conformance.process import Inline, Station, Worker
 from attnspec.conformance.suite import Suite
 from attnspec.conformance.types import CandidateSignature, Case, CaseData, CaseResult, Observation
@@ -27,7 +29,7 @@ from attnspec.conformance.worker import Load, address
 
 FIRST_CALL = 6.0  # the first call may take this many times the limit of a call: it compiles and warms up
 POOL_FROM = 24  # a run of fewer cases is over before the oracle's processes have started
-AHEAD = 6  # cases that the oracle's processes are ahead of the candidate
+AHEAD = 6  # cases that each of the oracle's processes is ahead of the candidate
 EVERY = 8  # one case in this many, and the first of each group, gets a decoy call and an unlimited receipt
 DECOY_LIMIT = 1 << 20  # elements of the inputs beyond which there is no decoy call
 FOLLOW_UPS = 12  # further calls per run that look for the reason of a failure
@@ -87,7 +89,7 @@ class Session:
         self.device = device
         self.timeout = timeout
         self.oracles = oracles
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: list[ProcessPoolExecutor] = []
         self._warm: set[str] = set()
         self._follow_ups = 0
         self._asked: set[str] = set()
@@ -96,7 +98,7 @@ class Session:
         self._own = station is None
         self.station: Station
         if isolated:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            cores = _cores()
             workers = station or Worker(threads=threads or min(2, cores))
             self.station = workers
             limit = memory if memory is not None else _machine_memory() if device == "cpu" else None
@@ -126,10 +128,24 @@ class Session:
         posed = self._pose(case, sampled=False)
         if isinstance(posed, CaseResult):
             return Examination(case, CaseData({}, {}), None, Observation("refused"), posed)
-        expected = self.suite.expected(case, posed.data, self.signature)
-        observation = self._receive(self._send(posed))
+        self._send(posed)
+        expected, seconds = _timed(self.suite, case, posed.data, self.signature)
+        observation = self._receive(posed)
         result = judging.conclude(self.suite, case, expected, observation, self.signature)
+        result.oracle_seconds = seconds
         return Examination(case, posed.data, expected, observation, result)
+
+    def ask(self, case: Case, data: CaseData) -> Observation:
+        """Call the candidate with other arrays (in the mechanism's conventions) than the case's own.
+
+        Raises:
+            CandidateError: arrays that are not rounded to the case's dtype, or that the candidate does not
+                take.
+        """
+        posed = self._pose_data(case, data, sampled=False)
+        if isinstance(posed, CaseResult):
+            raise CandidateError(posed.message)
+        return self._receive(self._send(posed))
 
     def judge_all(self, cases: Sequence[Case]) -> Iterator[CaseResult]:
         """Results in the order of the cases; closing the iterator stops after the case that is running."""
@@ -163,9 +179,8 @@ class Session:
         """End the worker and the oracle's processes."""
         if self._own:
             self.station.close()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        while self._pool:
+            self._pool.pop().shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> Session:
         return self
@@ -175,33 +190,42 @@ class Session:
 
     def _pose(self, case: Case, sampled: bool, expected: Future[Any] | None = None) -> _Posed | CaseResult:
         """Build a case's data and job, or say why it cannot be posed."""
-        try:
-            data = self.suite.build(case)
-            present = frozenset(name for name, value in data.inputs.items() if value is not None)
-            reason = missing(self.signature, self.suite.interface, present, data.options)
-            if reason is None and case.dtype not in self.signature.dtypes:
-                reason = f"{case.dtype}: the candidate states {', '.join(self.signature.dtypes)}"
-            if reason is None and case.direction == "backward" and not self.signature.differentiable:
-                reason = "backward: the candidate states no gradient"
+        return self._pose_data(case, self.suite.build(case, self.signature), sampled, expected)
+
+    def _pose_data(
+        self, case: Case, data: CaseData, sampled: bool, expected: Future[Any] | None = None
+    ) -> _Posed | CaseResult:
+        further = list(data.extra.get("calls", ()))
+        for arguments in (data, *further):
+            present = frozenset(name for name, value in arguments.inputs.items() if value is not None)
+            reason = missing(self.signature, self.suite.interface, present, arguments.options)
             if reason is not None:
                 return CaseResult(case, "not_supported", message=reason)
-            resolved, shapes = self.suite.frame(case, data)
-            given = self.suite.to_candidate(data, self.signature)
-            small = sum(int(getattr(value, "size", 0)) for value in data.inputs.values()) <= DECOY_LIMIT
-            job = make_job(
-                case,
-                given,
-                self.suite.interface,
-                device=self.device,
-                resolved={**resolved, **given.options},
-                shapes=shapes,
-                differentiable=self.signature.differentiable,
-                decoy=sampled and small,
-                thorough=sampled and small,
-            )
-            return _Posed(case, data, job, expected)
+        if case.dtype not in self.signature.dtypes:
+            known = ", ".join(self.signature.dtypes)
+            return CaseResult(case, "not_supported", message=f"{case.dtype}: the candidate states {known}")
+        if case.direction == "backward" and not self.signature.differentiable:
+            return CaseResult(case, "not_supported", message="backward: the candidate states no gradient")
+        try:
+            call, *more = [self._call(case, arguments) for arguments in (data, *further)]
         except CandidateError as error:
             return CaseResult(case, "error", message=f"the suite built a wrong case: {error}")
+        elements = sum(int(value.size) for value in call.inputs.values())
+        job = make_job(
+            case,
+            call,
+            more,
+            device=self.device,
+            differentiable=self.signature.differentiable,
+            sampled=sampled and elements <= DECOY_LIMIT,
+        )
+        return _Posed(case, data, job, expected)
+
+    def _call(self, case: Case, data: CaseData) -> Call:
+        resolved, shapes = self.suite.frame(case, data)
+        given = self.suite.to_candidate(data, self.signature)
+        # Inputs that contradict each other give no output shape to hold a candidate to.
+        return make_call(case, given, self.suite.interface, resolved, {} if case.check == "refusal" else shapes)
 
     def _send(self, posed: _Posed) -> _Posed:
         limit = self.timeout * (1 if posed.case.direction in self._warm else FIRST_CALL)
@@ -217,25 +241,22 @@ class Session:
         observation = self.station.receive()
         if observation.status == "returned":
             self._warm.add(posed.case.direction)
-            self.suite.from_candidate(posed.data, observation, self.signature)
         return observation
 
     def _finish(self, posed: _Posed, observation: Observation) -> CaseResult:
-        expected = None
+        expected, seconds = None, 0.0
         if observation.status == "returned":
             if posed.expected is not None:
-                expected = posed.expected.result()
+                expected, seconds = posed.expected.result()
+                expected = self.suite.restored(expected, posed.data)
             else:
-                expected = self.suite.expected(posed.case, posed.data, self.signature)
+                expected, seconds = _timed(self.suite, posed.case, posed.data, self.signature)
         elif posed.expected is not None:
             posed.expected.cancel()
         result = judging.conclude(self.suite, posed.case, expected, observation, self.signature)
-        if (
-            result.status == "fail"
-            and self._follow_ups < FOLLOW_UPS
-            and self._explain(posed, expected, observation)
-        ):
+        if result.status == "fail" and self._follow_ups < FOLLOW_UPS and self._explain(posed, expected, observation):
             result = judging.conclude(self.suite, posed.case, expected, observation, self.signature)
+        result.oracle_seconds = seconds
         return result
 
     def _explain(self, posed: _Posed, expected: Any, observation: Observation) -> bool:
@@ -254,8 +275,7 @@ class Session:
             second = self._again(posed, case=plain)
             if judging.conclude(self.suite, plain, expected, second, self.signature).status == "pass":
                 observation.receipt["layout"] = (
-                    "is right only for contiguous inputs: wrong where they are "
-                    f"{', '.join(layouts)} in memory"
+                    f"is right only for contiguous inputs: wrong where they are {', '.join(layouts)} in memory"
                 )
                 return True
         return False
@@ -267,7 +287,7 @@ class Session:
         if self._busy:
             self._held = self._receive(posed)
         held, self._held = self._held, None
-        job = dataclasses.replace(posed.job, decoy=False, repeats=0, **changes)
+        job = dataclasses.replace(posed.job, decoy=False, again=0, **changes)
         observation = self._receive(self._send(dataclasses.replace(posed, job=job)))
         self._held = held
         return observation
@@ -275,25 +295,26 @@ class Session:
     def _open_pool(self, cases: int) -> None:
         wanted = self.oracles
         if wanted is None:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            cores = _cores()
             wanted = 0 if cases < POOL_FROM or cores < 2 else min(cores, 8)
-        if wanted and self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                wanted, mp_context=get_context("spawn"), initializer=_prepare, initargs=(self.suite,)
+        while len(self._pool) < wanted:
+            self._pool.append(
+                ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_prepare, initargs=(self.suite,))
             )
 
     def _look_ahead(self, cases: Sequence[Case], number: int, ahead: dict[str, Future[Any]]) -> None:
-        if self._pool is None:
+        """Hand the next cases to the oracle's processes, before the candidate gets to them."""
+        if not self._pool:
             return
-        workers = self._pool._max_workers
-        for case in cases[number : number + AHEAD + workers]:
+        for case in cases[number : number + AHEAD * len(self._pool)]:
             if case.id not in self._asked:
                 self._asked.add(case.id)
-                ahead[case.id] = self._pool.submit(_expected, self.suite.name, case, self.signature)
+                lane = self._pool[_content(case) % len(self._pool)]
+                ahead[case.id] = lane.submit(_expected, self.suite.name, case, self.signature)
 
 
 def _description(candidate: Candidate | Callable[..., Any]) -> Candidate:
-    from attnspec.conformance.candidate import of
+    from attnspec.conformance.finding import of
 
     if isinstance(candidate, Candidate):
         return candidate
@@ -314,7 +335,23 @@ def _prepare(suite: Suite) -> None:
 
 def _expected(name: str, case: Case, signature: CandidateSignature) -> Any:
     assert _suite is not None and _suite.name == name
-    return _suite.expected(case, _suite.build(case), signature)
+    expected, seconds = _timed(_suite, case, _suite.build(case, signature), signature)
+    return _suite.stripped(expected), seconds
+
+
+def _timed(suite: Suite, case: Case, data: CaseData, signature: CandidateSignature) -> tuple[Any, float]:
+    began = time.perf_counter()
+    return suite.expected(case, data, signature), time.perf_counter() - began
+
+
+def _content(case: Case) -> int:
+    """A number that is the same for cases with the same arrays: one oracle process then finds them in its cache."""
+    key = (sorted(case.sizes.items()), sorted(case.options.items()), case.inputs, case.values, case.dtype, case.seed)
+    return zlib.crc32(repr((key, case.direction)).encode())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _sampled(cases: Sequence[Case]) -> list[bool]:

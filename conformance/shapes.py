@@ -10,12 +10,15 @@ Used by `cases`, `values` and `data`; it evaluates nothing but the file's constr
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from attnspec.spec.language import SpecError, static_value
 from attnspec.spec.language.syntax import InputDecl, Name
 from attnspec.spec.mechanism import Mechanism
+
+T = TypeVar("T")
 
 CLASSES = ("batch", "heads", "kv_heads", "queries", "keys", "feature", "value_feature")
 OTHER = {"Ps": 4}
@@ -32,7 +35,21 @@ class Roles:
     heads: tuple[str, ...]
 
 
-@functools.lru_cache(maxsize=64)
+def per_mechanism(function: Callable[..., T]) -> Callable[..., T]:
+    """Remember a function of a mechanism (and further hashable arguments): mechanisms hold dicts and cannot be keys."""
+    found: dict[Any, tuple[Mechanism, T]] = {}
+
+    @functools.wraps(function)
+    def remembered(mechanism: Mechanism, *arguments: Any) -> T:
+        key = (id(mechanism), *arguments)
+        if key not in found or found[key][0] is not mechanism:
+            found[key] = mechanism, function(mechanism, *arguments)
+        return found[key][1]
+
+    return remembered
+
+
+@per_mechanism
 def roles(mechanism: Mechanism) -> Roles:
     """The parts that sizes play, from the first query, key and value input."""
     return _roles(mechanism)
@@ -154,7 +171,7 @@ def sizes_of(
 
 
 BASE: dict[str, int] = {
-    "batch": 2, "heads": 4, "kv_heads": 2, "queries": 19, "keys": 23, "feature": 16, "value_feature": 8
+    "batch": 2, "heads": 4, "kv_heads": 2, "queries": 19, "keys": 23, "feature": 16, "value_feature": 16
 }  # fmt: skip
 TINY: dict[str, int] = {
     "batch": 2, "heads": 2, "kv_heads": 1, "queries": 5, "keys": 7, "feature": 4, "value_feature": 3
@@ -172,17 +189,19 @@ def _shape(b: int, h: int, hk: int, n: int, m: int, d: int, e: int) -> dict[str,
 
 
 SMOKE: tuple[dict[str, int], ...] = (
-    _shape(2, 4, 2, 19, 23, 16, 8),
+    _shape(2, 4, 2, 19, 23, 16, 16),
     _shape(1, 2, 1, 67, 131, 32, 32),
     _shape(2, 4, 2, 1, 37, 16, 16),
     _shape(1, 1, 1, 1, 1, 1, 1),
     _shape(1, 2, 2, 29, 11, 40, 40),
+    _shape(2, 4, 2, 19, 23, 16, 8),
 )
 STANDARD: tuple[dict[str, int], ...] = (
     *SMOKE,
     _shape(1, 2, 1, 0, 5, 8, 8),
     _shape(1, 2, 1, 3, 0, 8, 8),
-    _shape(2, 3, 1, 13, 17, 7, 5),
+    _shape(2, 3, 1, 13, 17, 7, 7),
+    _shape(1, 3, 1, 13, 17, 7, 5),
     _shape(1, 2, 2, 16, 17, 16, 16),
     _shape(1, 2, 2, 15, 16, 16, 16),
     _shape(1, 1, 1, 33, 31, 33, 33),

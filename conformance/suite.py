@@ -8,7 +8,7 @@ there.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from attnspec.conformance.candidate import CandidateError
@@ -57,11 +57,13 @@ class Suite:
 
         return list(cases_for(self.mechanism, level, dtypes, direction, seed, signature))
 
-    def build(self, case: Case) -> CaseData:
-        """The arrays of a case."""
-        from attnspec.conformance.cases import build
+    def build(self, case: Case, signature: CandidateSignature | None = None) -> CaseData:
+        """The arrays of a case, in the mechanism's conventions; `extra["calls"]` holds those of further
+        calls."""
+        from attnspec.conformance.data import build
 
-        return build(case)
+        declares = None if signature is None else signature.declares
+        return build(case, declares, mechanism=self.mechanism)
 
     def check(self, signature: CandidateSignature) -> None:
         """Refuse declarations that are unknown or say nothing about this mechanism.
@@ -83,38 +85,34 @@ class Suite:
 
         return semantics.to_candidate(self.mechanism, data, signature.declares)
 
-    def from_candidate(self, data: CaseData, observation: Observation, signature: CandidateSignature) -> None:
-        """Bring what the candidate returned (repeats included) into the mechanism's conventions, in place."""
-        from attnspec.conformance import semantics
-
-        def convert(
-            outputs: Mapping[str, Any], gradients: Mapping[str, Any]
-        ) -> tuple[dict[str, Any], dict[str, Any]]:
-            return semantics.from_candidate(self.mechanism, data, outputs, gradients, signature.declares)
-
-        observation.outputs, observation.gradients = convert(observation.outputs, observation.gradients)
-        for repeat in observation.repeats:
-            repeat["outputs"], repeat["gradients"] = convert(repeat["outputs"], repeat["gradients"])
-
     def frame(self, case: Case, data: CaseData) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
         """Every option with its default, and the outputs' shapes with the batch axes first."""
-        from attnspec.spec.language import static_value
+        from attnspec.conformance.data import output_shapes, resolved_options
 
-        sizes, resolved = self.mechanism.resolve(data.inputs, data.options)
-        lengths = {
-            index: int(static_value(self.mechanism.indices[index], sizes=sizes, options=resolved))
-            for axes in self.interface.outputs.values()
-            for index in axes
-        }
-        return resolved, {
-            name: tuple(lengths[i] for i in axes) for name, axes in self.interface.outputs.items()
-        }
+        if "resolved" in data.extra:
+            return data.extra["resolved"], data.extra["shapes"]
+        return resolved_options(self.mechanism, data, None), output_shapes(self.mechanism, data)
 
     def expected(self, case: Case, data: CaseData, signature: CandidateSignature) -> Any:
         """The oracle's outputs with the spread that honest rounding gives them."""
         from attnspec.conformance.oracle import expected
 
-        return expected(case, data, signature.declares)
+        return expected(
+            case, data, signature.declares, signature.rounding, mechanism=self.mechanism, form=signature.form
+        )
+
+    def stripped(self, expected: Any) -> Any:
+        """What was expected without the inputs, to travel between processes; `restored` puts them back."""
+        from attnspec.conformance.oracle import without_data
+
+        return without_data(expected)
+
+    def restored(self, expected: Any, data: CaseData) -> Any:
+        """The other half of `stripped`."""
+        expected.data = data
+        for call, arrays in zip(expected.calls, data.extra.get("calls", ()), strict=True):
+            call.data = arrays
+        return expected
 
     def rounding(self, signature: CandidateSignature) -> dict[str, Any]:
         """The rounding model that the candidate is judged by."""
@@ -123,9 +121,6 @@ class Suite:
 
     def judge(self, case: Case, expected: Any, observation: Observation) -> list[OutputEvidence]:
         """Judge what the candidate returned."""
-        from attnspec.conformance.verdict import judge
+        from attnspec.conformance.verdict import judge_observation
 
-        outputs: Mapping[str, Any] = (
-            observation.gradients if case.direction == "backward" else observation.outputs
-        )
-        return list(judge(case, expected, outputs))
+        return judge_observation(case, expected, observation)

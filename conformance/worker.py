@@ -20,8 +20,9 @@ from typing import Any
 from attnspec.conformance import receipt, wire
 from attnspec.conformance.binding import bind
 from attnspec.conformance.calling import Caller
-from attnspec.conformance.candidate import Candidate, CandidateError, resolve
+from attnspec.conformance.candidate import Candidate, CandidateError
 from attnspec.conformance.environment import fingerprint
+from attnspec.conformance.finding import resolve
 from attnspec.conformance.interface import Interface
 from attnspec.conformance.job import Job
 from attnspec.conformance.types import Observation

@@ -13,15 +13,54 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from attnspec.conformance.types import Unsupported
 from attnspec.impls.engines import runtime  # first: it decides how Triton is imported
-from attnspec.impls.engines.softmax_launch import backward, forward, tile_configs
+from attnspec.impls.engines.softmax_configs import KINDS, TileConfig
+from attnspec.impls.engines.softmax_configs import configs as tile_configs
+from attnspec.impls.engines.softmax_launch import empty_outputs, plan_backward, plan_forward
 from attnspec.impls.softmax_arguments import Problem, check
 
 __all__ = ["configs", "softmax_attention"]
 
 Tensor = torch.Tensor
+
+
+def _forward(p: Problem, config: Any) -> tuple[Tensor, Tensor]:
+    if p.M == 0 or p.B * p.N == 0:
+        return empty_outputs(p)
+    launches, O, LSE = plan_forward(p, config, runtime.target_of(p.Q), runtime.processors(p.Q))
+    for launch in launches:
+        launch.run(p.Q.device)
+    return O, LSE
+
+
+def _backward(
+    p: Problem, O: Tensor, LSE: Tensor, dO: Tensor | None, dLSE: Tensor | None, wanted: dict[str, bool], bias: Tensor | None,
+    config: Any,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Gradients of the wanted inputs, each of its input's shape and dtype."""
+    if p.M == 0 or p.B * p.N == 0:
+        grads = {"Q": torch.zeros_like(p.Q), "K": torch.zeros_like(p.K), "V": torch.zeros_like(p.V)}
+        if bias is not None:
+            grads["bias"] = torch.zeros_like(bias)
+        T = torch.zeros_like(LSE) if dLSE is None else -dLSE
+    else:
+        launches, grads = plan_backward(
+            p, O, LSE, O.new_zeros(1).expand(O.shape) if dO is None else dO, dLSE, wanted,
+            None if bias is None else tuple(bias.shape), config, runtime.target_of(p.Q),
+        )  # fmt: skip
+        for launch in launches:
+            launch.run(p.Q.device)
+        T = grads.pop("T")
+        if bias is not None and "bias" in grads:
+            grads["bias"] = grads["bias"].to(bias.dtype)
+    if p.sink is not None and wanted["sink"]:
+        s = p.sink.to(torch.float32)[None, :, None]
+        # A sink of -inf takes part in nothing; where it does, LSE is finite.
+        grads["sink"] = -torch.where(s > float("-inf"), torch.exp(s - LSE) * T, 0.0).sum((0, 2)).to(p.sink.dtype)
+    return {name: grad for name, grad in grads.items() if wanted.get(name)}
 
 
 class _SoftmaxAttention(torch.autograd.Function):
@@ -30,18 +69,20 @@ class _SoftmaxAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, Q: Tensor, K: Tensor, V: Tensor, bias: Any, sink: Any, problem: Problem, config: Any) -> Any:
         ctx.set_materialize_grads(False)
-        O, LSE = forward(problem, config)
+        O, LSE = _forward(problem, config)
+        # Saved for autograd's check that nobody changed them in between; the problem holds the same tensors.
         ctx.save_for_backward(Q, K, V, bias, sink, O, LSE)
         ctx.problem, ctx.config = problem, config
         return O, LSE
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dO: Tensor | None, dLSE: Tensor | None) -> Any:
-        Q, K, V, bias, sink, O, LSE = ctx.saved_tensors
+        *_, bias, _, O, LSE = ctx.saved_tensors
         wanted = dict(zip(("Q", "K", "V", "bias", "sink"), ctx.needs_input_grad))
         if dO is None and dLSE is None:
             return (None,) * 7
-        grads = backward(ctx.problem, O, LSE, dO, dLSE, wanted, bias, ctx.config)
+        grads = _backward(ctx.problem, O, LSE, dO, dLSE, wanted, bias, ctx.config)
         return (*(grads.get(name) for name in wanted), None, None)
 
 
@@ -105,12 +146,14 @@ def softmax_attention(
             raise Unsupported("softmax_attention: no gradients through a paged cache; call it under torch.no_grad()")
         O, LSE = _SoftmaxAttention.apply(problem.Q, problem.K, problem.V, bias, sink, problem, config)
         return O, LSE
-    return forward(problem, config)
+    return _forward(problem, config)
 
 
-def configs(kind: str = "forward", D: int = 64, E: int | None = None, dtype: torch.dtype = torch.float16) -> list[Any]:
+def configs(kind: str = "forward", D: int = 64, E: int | None = None, dtype: torch.dtype = torch.float16) -> list[TileConfig]:
     """The tile configurations of one kernel on this machine, the preferred one first; each can be passed as `config=`.
 
-    kind: "forward", "decode", "dq", "dkv" or "dbias".
+    kind: "forward", "decode", "dq", "dkv" or "dbias". E: value head size, D if not given.
     """
-    return tile_configs(kind, D, E or D, dtype, runtime.current_target())
+    if kind not in KINDS:
+        raise ValueError(f"configs: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    return tile_configs(kind, D, D if E is None else E, dtype.itemsize, runtime.current_target())

@@ -111,6 +111,8 @@ class Interpreter:
         if not rows:
             for name in self.needed(names):
                 self.table(name, self.axes_of(name), {})
+                if name in self.program.boundaries and self.counts is not None:
+                    self.initial_line(name)
         result = {}
         for name in names:
             axes = decl.outputs[name].axes if name in decl.outputs else self.axes_of(name)
@@ -184,6 +186,18 @@ class Interpreter:
             env = {index: values[k] for index, values, k in zip((*batch, *axes), ranges, place, strict=True)}
             result[place] = self.element(name, tuple(env[index] for index in order), env)
         return result
+
+    def initial_line(self, name: str) -> None:
+        """Evaluate a whole initial line, used or not: the cost model counts it."""
+        decl = self.program.declarations
+        scan = next(scan for scan in self.program.scans if name in scan.names)
+        order = self.axes_of(name)
+        ranges = [range(self.length(index)) for index in decl.batch]
+        edge = -1 if scan.step > 0 else self.length(scan.index)
+        ranges += [range(edge, edge + 1) if index == scan.index else range(self.length(index)) for index in order]
+        for place in itertools.product(*ranges):
+            env = dict(zip(decl.batch, place, strict=False))
+            self.element(name, place[len(decl.batch) :], env)
 
     # -- elements -------------------------------------------------------------------------------------------------
 
@@ -306,7 +320,8 @@ class Interpreter:
                     self.counts.exponentials += 1
             return a**b if static_power else power(a, b)
         if node.op in ("*", "/"):
-            self.multiply(node, a, b)
+            if self.counts is not None and not self.is_int(node) and not self.is_static(node):
+                self.counts.multiplies += 1
         return {"+": add, "-": subtract, "*": times, "/": divide}[node.op](a, b)
 
     def is_int(self, node: Node) -> bool:
@@ -340,19 +355,13 @@ class Interpreter:
         return all(self.is_int(child) for child in children(node))
 
     def is_static(self, node: Node) -> bool:
-        counts, self.counts = self.counts, None
-        try:
-            self.value(node, None)
-        except NotStatic:
+        """Whether an expression is static once choices are made (the cost model does not look into definitions)."""
+        node = self.fold(node)
+        if isinstance(node, Ref | Reduce):
             return False
-        finally:
-            self.counts = counts
-        return True
-
-    def multiply(self, node: Node, a: Value, b: Value) -> None:
-        real = isinstance(a, float) or isinstance(b, float) or (isinstance(node, Binary) and node.op == "/")
-        if self.counts is not None and real and not self.is_static(node):
-            self.counts.multiplies += 1
+        if isinstance(node, Name):
+            return node.id in self.sizes or node.id in self.options or node.id in CONSTANTS
+        return all(self.is_static(child) for child in children(node))
 
     def call(self, node: Call, env: Env | None) -> Value:
         if node.function == "present":

@@ -214,7 +214,7 @@ class Builder:
             return str(self.pick(f"sum[{j},{d} : ok[{j},{d}]](u[{j},{d}] * y[{j},{d}])", f"prod[{j},{d} : ok[{j},{d}]](u[{j},{d}])",
                                  f"logsumexp[{j},{d} : ok[{j},{d}]](u[{j},{d}])", f"sum[{j},{d}](u[{j},{d}] if ok[{j},{d}] else 1)"))
         if form == "divide":
-            return f"({a} / {self.expression('exact', scope, depth)})"
+            return f"({a} / ({self.expression('exact', scope, depth)} + 0.125))"  # no zero, whose sign nobody fixes
         return f"({a} if {self.expression('bool', scope, depth)} else {self.expression('real', scope, depth)})"
 
     def exact(self, scope: str, depth: int) -> str:

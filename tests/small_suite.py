@@ -103,12 +103,7 @@ def rounded(array: Any, dtype: str) -> Any:
         return array
     if dtype == "bf16":
         bits = array.astype(np.float32).view(np.uint32)
-        return (
-            ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000)
-            .astype(np.uint32)
-            .view(np.float32)
-            .astype(float)
-        )
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(float)
     return array.astype(np.float16 if dtype == "fp16" else np.float32).astype(np.float64)
 
 
@@ -137,19 +132,16 @@ class SmallSuite(Suite):
             for layout in LAYOUTS:
                 for number, (inputs, options) in enumerate([_PLAIN, *self.variants]):
                     found += [
-                        make_case(shape, layout, dtype, direction, seed, inputs, options, number)
-                        for dtype in dtypes
+                        make_case(shape, layout, dtype, direction, seed, inputs, options, number) for dtype in dtypes
                     ]
         return found
 
-    def build(self, case: Case) -> CaseData:
+    def build(self, case: Case, signature: CandidateSignature | None = None) -> CaseData:
         return build(case)
 
     def frame(self, case: Case, data: CaseData) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
         Q, V = data.inputs["Q"], data.inputs["V"]
-        resolved = {name: face.default for name, face in INTERFACE.options.items()} | {
-            "scale": Q.shape[-1] ** -0.5
-        }
+        resolved = {name: face.default for name, face in INTERFACE.options.items()} | {"scale": Q.shape[-1] ** -0.5}
         return resolved | data.options, {"O": (*Q.shape[:3], V.shape[3]), "LSE": Q.shape[:3]}
 
     def expected(self, case: Case, data: CaseData, signature: CandidateSignature) -> Any:
@@ -161,17 +153,18 @@ class SmallSuite(Suite):
     def to_candidate(self, data: CaseData, signature: CandidateSignature) -> CaseData:
         return data
 
-    def from_candidate(self, data: CaseData, observation: Observation, signature: CandidateSignature) -> None:
-        return
+    def stripped(self, expected: Any) -> Any:
+        return expected
+
+    def restored(self, expected: Any, data: CaseData) -> Any:
+        return expected
 
     def rounding(self, signature: CandidateSignature) -> dict[str, Any]:
         return {"name": "fixed"}
 
     def judge(self, case: Case, expected: Any, observation: Observation) -> list[OutputEvidence]:
         outputs, grads = expected
-        want, got = (
-            (grads, observation.gradients) if case.direction == "backward" else (outputs, observation.outputs)
-        )
+        want, got = (grads, observation.gradients) if case.direction == "backward" else (outputs, observation.outputs)
         return [_evidence(name, got[name].astype(float), want[name], TOLERANCE[case.dtype]) for name in got]
 
 

@@ -70,8 +70,8 @@ def spoiled(mechanism: Mechanism, made: CaseData, definition: str, text: str) ->
 @pytest.mark.parametrize(
     ("place", "kind", "words"),
     [
-        ((slice(None), 1), "head", "h = 1 of 2"),
-        ((1,), "batch", "b = 1 of 2"),
+        ((slice(None), 1), "head", "the last head (h = 1 of 2)"),
+        ((1,), "batch", "the last batch element (b = 1 of 2)"),
         ((slice(None), slice(None), 69), "row", "the last row (i = 69 of 70)"),
         ((slice(None), slice(None), slice(64, 70)), "block", "the last block of rows (i = 64..69 of 70, tile 64"),
         ((slice(None), slice(None), slice(3, 9)), "row", "rows 3..8 of 70"),
@@ -85,7 +85,7 @@ def test_the_wrong_axis_is_named(place: Any, kind: str, words: str) -> None:
     bad[place] = True
     region = locate(bad, AXES)
     assert region is not None and region.kind == kind
-    assert words.replace("(h", "(h") in region.sentence or words in region.sentence
+    assert words in region.sentence
     assert region.kind in KINDS
 
 
@@ -228,7 +228,7 @@ def test_a_candidate_that_does_not_answer_has_no_weights(mechanism: Mechanism) -
 
 
 def told(mechanism: Mechanism, made: CaseData, got: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    return diagnose(mechanism, case(made, **changes), made, observed(mechanism, made, got))
+    return diagnose(mechanism, case(made, **changes), made, observed(mechanism, made, got), budget_seconds=60.0)
 
 
 def test_a_flipped_comparison_is_recognised_as_the_mutant(mechanism: Mechanism) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -64,9 +65,16 @@ def refusals(texts: Mapping[type[Exception], tuple[str, ...]]) -> Iterator[None]
     except tuple(texts) as error:
         message = str(error)
         for kind, pieces in texts.items():
-            if isinstance(error, kind) and any(piece in message for piece in pieces):
-                raise Unsupported(message.strip().splitlines()[0]) from error
+            known = [piece for piece in pieces if piece in message]
+            if isinstance(error, kind) and known:
+                raise Unsupported(_sentence(message, known[0])) from error
         raise
+
+
+def _sentence(message: str, piece: str) -> str:
+    """The sentence of a library's message that says why."""
+    sentences = [" ".join(part.split()) for part in re.split(r"(?<=[.:])\s|\n", message)]
+    return next((part for part in sentences if piece in part), " ".join(message.split()))
 
 
 def one_of(what: str, **given: Any) -> None:

@@ -1,4 +1,4 @@
-"""`jax.nn.dot_product_attention`: JAX's own attention, computed by XLA (`jax-dense`) or by cuDNN (`jax-cudnn`).
+"""`jax.nn.dot_product_attention`: JAX's own attention, computed by XLA.
 
 Layout [b, i, h, d]; it takes bias, mask, is_causal, scale, sequence lengths, a local window and grouped heads, and
 returns the LSE in the dtype of the inputs, without a gradient.
@@ -7,6 +7,8 @@ returns the LSE in the dtype of the inputs, without a gradient.
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
 
 from attnspec.conformance.adapters._library import MECHANISM, library, refusals, versions
 from attnspec.conformance.candidate import candidate
@@ -18,11 +20,53 @@ REFUSALS: dict[type[Exception], tuple[str, ...]] = {
 }
 
 
+def _refuse_rows_without_weights(
+    jnp: Any,
+    bias: Any,
+    mask: Any,
+    Q: Any,
+    K: Any,
+    q_length: Any,
+    kv_length: Any,
+    causal: bool,
+    window: tuple[int, int] | None,
+) -> None:
+    """Refuse a row that is emptied with the help of a bias of -inf.
+
+    The library's own masks replace a logit by a finite number, so that an empty row is the mean of all values; a bias
+    of -inf stays -inf. A row without any other logit is NaN, and one with both kinds gives its weight to masked keys.
+    """
+    if bias is None:
+        return
+    removed = np.asarray(jnp.isneginf(bias))
+    if not removed.any():
+        return
+    i, j = np.arange(Q.shape[2])[:, None], np.arange(K.shape[2])
+    keep = ~removed
+    if mask is not None:
+        keep = keep & np.asarray(mask)
+    if causal:
+        keep = keep & (j <= i)
+    if window is not None:
+        keep = keep & (j >= i - window[0]) & (j <= i + window[1])
+    if kv_length is not None:
+        keep = keep & (j < np.asarray(kv_length)[:, None, None, None])
+    if q_length is not None:
+        keep = keep | (i >= np.asarray(q_length)[:, None, None, None])
+    if not keep.any(-1).all():
+        raise Unsupported("a query whose keys are removed by a bias of -inf gets NaN or weights of masked keys")
+
+
 @candidate(
     mechanism=MECHANISM,
     framework="jax",
     dtypes=("fp32", "fp16", "bf16"),
-    declares={"causal_alignment": "top_left", "empty_rows": "mean"},
+    declares={
+        "causal_alignment": "top_left",
+        "empty_rows": "mean",
+        "lse_empty": "undefined",
+        "unseen_values": "multiplied",
+    },
     differentiable=("Q", "K", "V", "bias"),
     outputs=("O", "LSE"),
     short_name="jax-dense",
@@ -51,6 +95,7 @@ def jax_dense(
     if window_left is not None or window_right is not None:
         far = N + M
         window = (far if window_left is None else window_left, far if window_right is None else window_right)
+    _refuse_rows_without_weights(jnp, bias, mask, Q, K, q_length, kv_length, causal, window)
     lengths = [None if given is None else jnp.asarray(given, jnp.int32) for given in (q_length, kv_length)]
     if N == 0 or M == 0:
         raise Unsupported("XLA's softmax has no identity for an empty axis")
@@ -66,4 +111,23 @@ def jax_dense(
             local_window_size=window,
             return_residual=True,
         )
-    return jnp.swapaxes(O, 1, 2), jnp.swapaxes(LSE, 1, 2)
+    return jnp.swapaxes(O, 1, 2), _without_gradient(jax, jnp, jnp.swapaxes(LSE, 1, 2))
+
+
+def _without_gradient(jax: Any, jnp: Any, LSE: Any) -> Any:
+    """The library stops the gradient of its LSE; a case that asks for it is refused instead of answered with zeros."""
+
+    @jax.custom_vjp
+    def passed(value: Any) -> Any:
+        return value
+
+    def forward(value: Any) -> tuple[Any, None]:
+        return value, None
+
+    def backward(_: None, cotangent: Any) -> tuple[Any]:
+        if bool(jnp.any(cotangent != 0)):
+            raise Unsupported("return_residual stops the gradient: the LSE is not differentiable")
+        return (cotangent,)
+
+    passed.defvjp(forward, backward)
+    return passed(LSE)

@@ -47,7 +47,7 @@ def _common_tiles(N: int, M: int) -> tuple[int, int]:
     framework="jax",
     dtypes=("fp32", "fp16", "bf16"),
     devices=("cpu",),
-    declares={"causal_alignment": "top_left", "lse_base": "2"},
+    declares={"causal_alignment": "top_left", "lse_base": "2", "unseen_values": "multiplied"},
     differentiable=("Q", "K", "V"),
     output_dtypes={"LSE": "fp32"},
     short_name="jax-pallas",

@@ -116,6 +116,7 @@ class _Pattern:
     framework="jax",
     dtypes=("fp32", "fp16", "bf16"),
     devices=("cpu",),
+    declares={"unseen_values": "multiplied"},
     differentiable=("Q", "K", "V", "sink"),
     output_dtypes={"LSE": "fp32"},
     short_name="jax-splash",
@@ -145,6 +146,9 @@ def jax_splash(
     (B, H, N, D), (Hk, M) = Q.shape, K.shape[1:3]
     if not B or not N or not M:
         raise Unsupported("Pallas has no grid for an empty axis")
+    if K.shape[0] != B or V.shape[:3] != K.shape[:3] or K.shape[3] != D or H % Hk:
+        # Padding to tiles must not hide shapes that the kernel would refuse.
+        raise Unsupported(f"Q {Q.shape}, K {K.shape} and V {V.shape} do not fit together")
     positional = causal or chunk is not None or window_left is not None or window_right is not None
     segments = _segments(q_segment, kv_segment, positional=positional)
     offset = M - N if causal_alignment == "bottom_right" and segments is None else 0

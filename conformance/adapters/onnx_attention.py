@@ -19,6 +19,8 @@ from attnspec.conformance.types import Unsupported
 
 INPUTS = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen")
 IR_VERSION = 11
+# Empty axes, and a scale of 0 or below, of which the operator takes the square root.
+REFUSALS = ("must be greater than 0",)
 Q_RANK = 4
 
 
@@ -105,6 +107,8 @@ def _node(
     framework="numpy",
     dtypes=("fp32", "fp16"),
     devices=("cpu",),
+    declares={"unseen_values": "multiplied"},
+    rounding="materialized",
     outputs=("O",),
     short_name="onnxruntime",
     version=versions("onnxruntime", "onnx"),
@@ -140,7 +144,7 @@ def onnxruntime(
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     state = runtime.capi.onnxruntime_pybind11_state
-    with refusals({state.Fail: ("scale must be", "must be greater than 0", "> 0", "> 0 was false")}):
+    with refusals({state.Fail: REFUSALS}):
         session = runtime.InferenceSession(
             _model(inputs, attributes, opset).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
@@ -153,6 +157,7 @@ def onnxruntime(
     framework="numpy",
     dtypes=("fp32", "fp16", "bf16"),
     devices=("cpu",),
+    declares={"unseen_values": "multiplied"},
     rounding="materialized",
     outputs=("O",),
     short_name="onnx-reference",

@@ -96,7 +96,7 @@ def _backward(
     framework="numpy",
     dtypes=("fp32", "fp16", "bf16", "fp64"),
     devices=("cpu",),
-    declares={"causal_alignment": "top_left", "empty_rows": "nan"},
+    declares={"causal_alignment": "top_left", "empty_rows": "nan", "unseen_values": "multiplied"},
     backward=_backward,
     differentiable=("Q", "K", "V", "bias"),
     rounding="materialized",

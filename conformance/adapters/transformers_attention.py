@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from attnspec.conformance.adapters._library import MECHANISM, library, versions
+from attnspec.conformance.adapters._library import MECHANISM, library, refusals, versions
 from attnspec.conformance.candidate import candidate
 from attnspec.conformance.types import Unsupported
 
@@ -138,7 +138,7 @@ def _module(Q: Any, K: Any, sink: Any) -> Any:
     mechanism=MECHANISM,
     framework="torch",
     dtypes=("fp32", "fp16", "bf16"),
-    declares={"empty_rows": "mean"},
+    declares={"empty_rows": "mean", "unseen_values": "multiplied"},
     rounding="materialized",
     outputs=("O",),
     short_name="transformers-eager",
@@ -204,6 +204,7 @@ def transformers_eager(
     mechanism=MECHANISM,
     framework="torch",
     dtypes=("fp32", "fp16", "bf16"),
+    declares={"unseen_values": "multiplied"},
     outputs=("O",),
     short_name="transformers-sdpa",
     for_function="transformers.integrations.sdpa_attention:sdpa_attention_forward",
@@ -228,6 +229,7 @@ def transformers_sdpa(
     chunk: int | None = None,
 ) -> Any:
     """`sdpa_attention_forward`, with a boolean mask and, for a bias, its `position_bias`."""
+    torch = library("torch", "torch")
     modeling = library("transformers.integrations.sdpa_attention", "adapters")
     keep, by_flag = _keep(
         Q,
@@ -243,7 +245,12 @@ def transformers_sdpa(
         window_right=window_right,
         chunk=chunk,
     )
-    O, _ = modeling.sdpa_attention_forward(
-        _module(Q, K, None), Q, K, V, keep, scaling=scale, is_causal=by_flag, position_bias=bias
-    )
+    if by_flag and Q.shape[2] == 1 and K.shape[2] > 1 and causal_alignment == "top_left":
+        raise Unsupported("for a single query the library leaves the causal mask out, whatever its position")
+    if bias is not None and keep is not None and not bool((keep & ~torch.isneginf(bias)).any(-1).all()):
+        raise Unsupported("with a position_bias a query that may attend to nothing gets the mean, without one zeros")
+    with refusals({RuntimeError: ("cannot reshape tensor of 0 elements",)}):
+        O, _ = modeling.sdpa_attention_forward(
+            _module(Q, K, None), Q, K, V, keep, scaling=scale, is_causal=by_flag, position_bias=bias
+        )
     return O.transpose(1, 2)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-
 from attnspec.conformance.planted.problem import Problem
 from attnspec.conformance.planted.scores import logits, weighted
 from attnspec.conformance.planted.visibility import keep, tile_of
@@ -95,7 +94,7 @@ def _softcap(p: Problem, capped: Tensor) -> Tensor:
 def _grouped(p: Problem, full: Tensor, what: str) -> Tensor:
     """Sum over the query heads of each key/value head."""
     kv_heads = int(p.k.shape[1])
-    grouped = full.reshape(p.batch, kv_heads, -1, *full.shape[2:])
+    grouped = full.reshape(p.batch, kv_heads, p.heads // kv_heads, *full.shape[2:])
     if what == "dk" and p.faults("dk_keeps_last_of_group"):
         return grouped[:, :, -1]
     if what == "dv" and p.faults("dv_averaged_over_group"):
@@ -118,7 +117,8 @@ def _sink(p: Problem, lse: Tensor, shift: Tensor) -> Tensor:
     s = p.sink[None, :, None]
     share = torch.where(s > -torch.inf, torch.exp(s - lse), 0.0)
     if p.faults("sink_gradient_without_normalizer"):
-        share = torch.where(s > -torch.inf, torch.exp(s - torch.log((torch.exp(lse) - torch.exp(s)).clamp(min=1e-30))), 0.0)
+        without = torch.log((torch.exp(lse) - torch.exp(s)).clamp(min=1e-30))
+        share = torch.where(s > -torch.inf, torch.exp(s - without), 0.0)
     terms = -(share * shift)
     if p.faults("sink_gradient_of_first_batch"):
         terms = terms[:1]

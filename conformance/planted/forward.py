@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import torch
-
 from attnspec.conformance.planted.problem import Problem
 from attnspec.conformance.planted.scores import logits, weighted
 from attnspec.conformance.planted.visibility import keep, key_range, needs_mask, tile_of
@@ -59,9 +58,9 @@ def tiled(p: Problem, block: tuple[int, int], splits: int) -> tuple[Tensor, Tens
             tiles = [t for t in tiles if t + block[1] <= p.keys]
         size = math.ceil(len(tiles) / splits) if tiles else 1
         parts = [_sweep(p, rows, tiles[n * size : (n + 1) * size], block[1]) for n in range(splits)]
-        o, l = _finish(p, *parts[0]) if splits == 1 else _merge(p, parts)
+        o, norm = _finish(p, *parts[0]) if splits == 1 else _merge(p, parts)
         out.append(o)
-        lse.append(l)
+        lse.append(norm)
     if not out:
         return p.q.new_zeros((p.batch, p.heads, 0, p.v.shape[-1])), p.q.new_zeros((p.batch, p.heads, 0))
     if splits > 1 and p.faults("lse_not_stored_when_split"):
@@ -74,7 +73,7 @@ def _sweep(p: Problem, rows: Tensor, tiles: list[int], width: int) -> tuple[Tens
     faults = p.faults
     heads = p.head_map()
     shape = (p.batch, p.heads, len(rows))
-    m, l = p.q.new_full(shape, -torch.inf), p.q.new_zeros(shape)
+    m, norm = p.q.new_full(shape, -torch.inf), p.q.new_zeros(shape)
     acc = p.q.new_zeros((*shape, p.v.shape[-1]))
     if faults("finite_mask_in_tiles"):
         m = torch.full_like(m, -1e6)
@@ -100,18 +99,18 @@ def _sweep(p: Problem, rows: Tensor, tiles: list[int], width: int) -> tuple[Tens
         if faults("neighbour_row_in_sum"):
             total = (total + torch.roll(total, 1, -1)) / 2
         weights = _dropped(p, weights, rows, cols)
-        l = total if faults("sum_reset_each_tile") else l * (1 if faults("sum_not_rescaled") else alpha) + total
+        norm = total if faults("sum_reset_each_tile") else norm * (1 if faults("sum_not_rescaled") else alpha) + total
         acc = acc * (1 if faults("accumulator_not_rescaled") else alpha[..., None]) + weighted(weights, ok, v)
         if faults("accumulates_in_half") and p.io != torch.float32:
-            acc, l = acc.to(p.io).to(acc.dtype), l.to(p.io).to(l.dtype)
+            acc, norm = acc.to(p.io).to(acc.dtype), norm.to(p.io).to(norm.dtype)
         m = new
-    return m, l, acc
+    return m, norm, acc
 
 
 def _masked(p: Problem, scores: tuple[Tensor, Tensor], ok: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """Logits with -inf where a pair takes no part."""
     faults = p.faults
-    capped, s = scores
+    s = scores[1]
     if faults("mask_is_minus_1e4"):
         return torch.where(ok, s, -1e4)
     if faults("finite_mask_in_tiles"):
@@ -135,24 +134,24 @@ def _dropped(p: Problem, weights: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     return weights * tile_of(p.dropout_mask, rows, cols) / (1 - p.options["dropout_p"])
 
 
-def _finish(p: Problem, m: Tensor, l: Tensor, acc: Tensor, sink: bool = True) -> tuple[Tensor, Tensor]:
+def _finish(p: Problem, m: Tensor, norm: Tensor, acc: Tensor, sink: bool = True) -> tuple[Tensor, Tensor]:
     """Divide by the sum, the sink joining it; an empty row gives zeros and -inf."""
     faults = p.faults
     if sink and p.sink is not None and not faults("sink_ignored"):
         s = p.sink[None, :, None].expand(m.shape)
         if faults("sink_not_exponentiated"):
-            l = l + s
+            norm = norm + s
         elif faults("sink_outside_max"):
-            l = l + torch.exp(s - torch.where(m == -torch.inf, 0.0, m))
+            norm = norm + torch.exp(s - torch.where(m == -torch.inf, 0.0, m))
         else:
             new = torch.maximum(m, s)
             safe = torch.where(new == -torch.inf, 0.0, new)
             alpha = torch.exp(m - safe)
-            m, l, acc = new, l * alpha + torch.exp(s - safe), acc * alpha[..., None]
+            m, norm, acc = new, norm * alpha + torch.exp(s - safe), acc * alpha[..., None]
     safe = torch.where(m == -torch.inf, 0.0, m)
-    divisor = l if faults("empty_row_is_nan") else torch.where(l == 0, 1.0, l)
+    divisor = norm if faults("empty_row_is_nan") else torch.where(norm == 0, 1.0, norm)
     out = acc / divisor[..., None]
-    lse = safe + torch.log(l)
+    lse = safe + torch.log(norm)
     if faults("lse_is_base_2"):
         lse = lse / math.log(2)
     return out, lse
@@ -163,7 +162,7 @@ def _merge(p: Problem, parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tens
     faults = p.faults
     per_part = faults("sink_in_every_split")
     done = [_finish(p, *part, sink=per_part) for part in parts]
-    out, lse = torch.stack([o for o, _ in done]), torch.stack([l for _, l in done])
+    out, lse = torch.stack([o for o, _ in done]), torch.stack([norm for _, norm in done])
     if faults("split_outputs_averaged"):
         return out.mean(0), torch.logsumexp(lse, 0)
     if faults("split_keeps_the_last"):

@@ -151,7 +151,7 @@ plant(
 plant(
     "block_table_of_first_request",
     "every request reads the first one's row of the block table",
-    evidence=("flashinfer-ai/flashinfer@93b5d4e1b"),
+    evidence=("flashinfer-ai/flashinfer@93b5d4e1b",),
     region="batch",
     witness=Witness({"B": 2, "N": 1, "D": 4}, inputs=PAGED_2),
 )

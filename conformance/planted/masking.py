@@ -230,7 +230,7 @@ plant(
 plant(
     "segments_leak",
     "packed sequences attend across their boundaries",
-    evidence=("huggingface/transformers#46634", "fla-org/flash-linear-attention@9b3c930c", "hiyouga/LLaMA-Factory#7318"),
+    evidence=("huggingface/transformers#46634", "fla-org/flash-linear-attention@9b3c930c"),
     region="everything",
     witness=Witness({"N": 5, "M": 5}, inputs={"q_segment": [[0, 0, 1, 1, 1]], "kv_segment": [[0, 0, 1, 1, 1]]}),
 )

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
 from attnspec.conformance.planted.registry import Faults
 
 Tensor = Any
@@ -21,19 +20,19 @@ class Problem:
     """One call. `q` `[B,H,N,D]`, `k` `[B,Hk,M,D]`, `v` `[B,Hk,M,E]` in the compute dtype; positions are int64.
 
     `position[b,i]` is where query i stands among the keys; `local[b,j]` is key j's own position; `pad[b]` the left
-    padding; `real_q[b,i]`, `real_k[b,j]` are False for padding.
+    padding; `real_q[b,i]`, `real_k[b,j]` are False for padding. Optional tensors are None where they are absent.
     """
 
     faults: Faults
     q: Tensor
     k: Tensor
     v: Tensor
-    bias: Tensor | None
-    mask: Tensor | None
-    sink: Tensor | None
-    dropout_mask: Tensor | None
-    q_segment: Tensor | None
-    kv_segment: Tensor | None
+    bias: Tensor
+    mask: Tensor
+    sink: Tensor
+    dropout_mask: Tensor
+    q_segment: Tensor
+    kv_segment: Tensor
     options: dict[str, Any]
     scale: float
     position: Tensor

@@ -65,7 +65,8 @@ def evidence_line(evidence: OutputEvidence, axes: Mapping[str, Sequence[str]] | 
         f"|z| {figure(evidence.max_z)} (limit {figure(evidence.max_limit)}), "
         f"rms z {figure(evidence.rms_z)} (limit {figure(evidence.rms_limit)}) over {evidence.elements} elements"
     )
-    return f"{line}; {evidence.message}" if evidence.message else line
+    repeated = evidence.message.startswith(("largest |z|", "RMS of z is"))
+    return line if repeated or not evidence.message else f"{line}; {evidence.message}"
 
 
 def explanation(
@@ -116,9 +117,7 @@ def tolerance_lines(report: Report) -> list[tuple[str, str]]:
     lines: list[tuple[str, str]] = []
     model = dict(report.rounding)
     if model:
-        name = model.pop("name", "")
-        told = "; ".join(f"{key.replace('_', ' ')} {_told(value)}" for key, value in model.items())
-        lines.append(("rounding", f"model {name}: {told}" if name else told))
+        lines.append(("rounding", _model(model)))
     measured = [
         (evidence, result)
         for result in report.results
@@ -141,6 +140,13 @@ def tolerance_lines(report: Report) -> list[tuple[str, str]]:
     if either:
         lines.append(("either", f"{either} rows whose selection is closer than the noise: either choice was accepted"))
     return lines
+
+
+def _model(model: dict[str, Any]) -> str:
+    name, stored, doc = model.pop("name", ""), model.pop("stored", None), model.pop("doc", "")
+    parts = [f"model {name}" if name else "", f"may round {_told(stored)} to the input's dtype" if stored else "", doc]
+    parts += [f"{key.replace('_', ' ')} {_told(value)}" for key, value in model.items()]
+    return "; ".join(str(part) for part in parts if part)
 
 
 def _over(value: float, limit: float) -> float:

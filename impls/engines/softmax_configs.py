@@ -30,6 +30,10 @@ class TileConfig:
             if block < 16 or block & (block - 1):
                 raise ValueError(f"TileConfig: {name} must be a power of two of at least 16, got {block}")
 
+    def options(self) -> dict[str, int]:
+        """Compile options in Triton's names."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
 
 def padded(size: int) -> int:
     """The power of two, at least 16, that a feature axis of this size is padded to."""

@@ -17,10 +17,10 @@ from attnspec.impls.engines.softmax_tiles import LOG2E
 ROWS = 16
 
 
-@triton.jit(do_not_specialize=["B", "H", "N", "splits"])
+@triton.jit(do_not_specialize=["H", "N", "splits"])
 def softmax_merge_kernel(
     PART, PART_LSE, SINK, O, LSE, p_s, p_b, p_h, p_i, l_s, l_b, l_h, l_i, o_b, o_h, o_i, o_e, f_b, f_h, f_i,
-    B, H, N, splits, E: tl.constexpr, E_PAD: tl.constexpr, BLOCK_R: tl.constexpr,
+    H, N, splits, E: tl.constexpr, E_PAD: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """Program: BLOCK_R rows of one head of one batch entry. Two passes over the splits: the maximum, then the sum."""
     tiles = tl.cdiv(N, BLOCK_R)

@@ -6,8 +6,9 @@ Algorithm 1; arXiv 2307.08691). Absent optional tensors are passed as None and c
 are divided over programs and partial results go to a workspace; `softmax_decode` merges them.
 
 Products are accumulated in float32; weights are rounded to the values' dtype before the product with V. What is masked
-cannot leak, not even NaN: keys and values outside the lengths are not read, and if the product of a tile is not finite it is
-taken again pair by pair over the kept pairs only.
+cannot leak, not even NaN: keys and values outside the lengths are not read; and where the product of a tile is not finite a
+flag is raised, upon which a second launch (REPAIR) takes that tile's product again over the kept pairs only. Where the keys
+that a row sees do not depend on the row, masked values never enter a product and the second launch is left out.
 
 Launched by `attnspec.impls.softmax` and compiled ahead of time by `attnspec.impls.aot`.
 """
@@ -63,12 +64,12 @@ def tile_inputs(
 def softmax_forward_kernel(
     Q, K, V, O, LSE, BIAS, MASK, SINK, DROP, TABLE, Q_LEN, K_LEN, PAD, Q_SEG, K_SEG, Q_POS, K_LOC, Q_FIRST, Q_LAST,
     q_b, q_h, q_i, q_d, k_b, k_g, k_j, k_d, v_b, v_g, v_j, v_e, o_s, o_b, o_h, o_i, o_e, l_s, l_b, l_h, l_i,
-    bias_b, bias_h, bias_i, bias_j, mask_b, mask_h, mask_i, mask_j, drop_b, drop_h, drop_i, drop_j, table_b,
+    bias_b, bias_h, bias_i, bias_j, mask_b, mask_h, mask_i, mask_j, drop_b, drop_h, drop_i, drop_j, table_b, FLAG,
     H, N, M, left, right, chunk, sink_tokens, tiles, scale, softcap, drop_scale,
     D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_PAD: tl.constexpr, G: tl.constexpr, PACK: tl.constexpr,
     PAGE: tl.constexpr, SPLITS: tl.constexpr, BOTTOM_RIGHT: tl.constexpr, HAS_LEFT: tl.constexpr,
     HAS_RIGHT: tl.constexpr, HAS_CHUNK: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    REPAIR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Program: one tile of query rows, one head (group), one batch entry, one split. Grid: one axis, so that it has no limit."""
     HAS_BIAS: tl.constexpr = BIAS is not None
@@ -144,6 +145,9 @@ def softmax_forward_kernel(
         share = tl.cdiv(total, SPLITS)
         begin = split * share
         end = tl.minimum(begin + share, total)
+    if REPAIR:
+        broken = tl.load(FLAG + pid) != 0
+        end = tl.where(broken, end, begin)
 
     q_mask = real_q[:, None]
     if D != D_PAD:
@@ -159,9 +163,6 @@ def softmax_forward_kernel(
         v_base += b64 * v_b
     kd = d.to(tl.int64) * k_d
     ve = e.to(tl.int64) * v_e
-    bias_row = BIAS
-    mask_row = MASK
-    drop_row = DROP
     if HAS_BIAS:
         bias_row = BIAS + (b64 * bias_b + h64 * bias_h + i64 * bias_i)
     if HAS_MASK:
@@ -169,6 +170,11 @@ def softmax_forward_kernel(
     if DROP is not None:
         drop_row = DROP + (b64 * drop_b + h64 * drop_h + i64 * drop_i)
 
+    split64 = split.to(tl.int64)
+    lse_rows = LSE + (split64 * l_s + b64 * l_b + h64 * l_h + i64 * l_i)
+    lse = tl.zeros([BLOCK_M], tl.float32)
+    if REPAIR:
+        lse = tl.load(lse_rows, mask=inside_q, other=0.0)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     norm = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, E_PAD], tl.float32)
@@ -189,8 +195,8 @@ def softmax_forward_kernel(
         if SEGMENTS:
             keep = keep & (segment_q[:, None] == segment_k[None, :])
         inside = inside_q[:, None] & real_k[None, :]
-        bias_ptrs = bias_row
-        mask_ptrs = mask_row
+        bias_ptrs = BIAS
+        mask_ptrs = MASK
         if HAS_BIAS:
             bias_ptrs = bias_row[:, None] + (j.to(tl.int64) * bias_j)[None, :]
         if HAS_MASK:
@@ -199,73 +205,52 @@ def softmax_forward_kernel(
         s, t = logits(
             raw, keep, full, scale, softcap, bias_ptrs, mask_ptrs, inside, HAS_SOFTCAP, HAS_BIAS, HAS_MASK, ALWAYS
         )
-        new_top = tl.maximum(top, tl.max(s, axis=1))
-        # A row that has seen no key yet keeps top = -inf; subtracting it would give -inf - -inf.
-        safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+        if REPAIR:
+            safe = tl.where(lse == float("-inf"), 0.0, lse)
+        else:
+            new_top = tl.maximum(top, tl.max(s, axis=1))
+            # A row that has seen no key yet keeps top = -inf; subtracting it would give -inf - -inf.
+            safe = tl.where(new_top == float("-inf"), 0.0, new_top)
         p = tl.exp2((s - safe[:, None]) * LOG2E)
-        shrink = tl.exp2((top - safe) * LOG2E)
-        norm = norm * shrink + tl.sum(p, axis=1)
-        acc = acc * shrink[:, None]
+        if not REPAIR:
+            shrink = tl.exp2((top - safe) * LOG2E)
+            norm = norm * shrink + tl.sum(p, axis=1)
+            acc = acc * shrink[:, None]
+            top = new_top
         if DROP is not None:
             on = tl.load(drop_row[:, None] + (j.to(tl.int64) * drop_j)[None, :], mask=inside, other=0)
             p = tl.where(on != 0, p, 0.0)
-        acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
-        top = new_top
-
-    seen = norm > 0
-    lse = tl.where(seen, tl.where(seen, top, 0.0) + tl.log(tl.where(seen, norm, 1.0)), float("-inf"))
-    lse = tl.where(norm != norm, norm, lse)
-    acc = acc / tl.where(norm == 0.0, 1.0, norm)[:, None]
-    if False:
-        # A value that is not finite met a weight: take the kept pairs alone.
-        acc = tl.zeros([BLOCK_M, E_PAD], tl.float32)
-        for it in range(begin, end):
-            start = (it + t_lo) * BLOCK_N
-            if HAS_LEFT:
-                start = tl.where(it < n_sink, it + s_lo, it - n_sink + t_lo) * BLOCK_N
-            k, v, j, local, real_k, segment_k = tile_inputs(
-                start, columns, k_base, v_base, TABLE, b64 * table_b, K_LOC, K_SEG, b, k_b, k_j, v_b, v_j, kd, ve,
-                pad, nk, M, D, E, D_PAD, E_PAD, PAGE,
-            )  # fmt: skip
-            raw = tl.dot(q, tl.trans(k), input_precision="ieee")
-            keep = kept(
-                pos[:, None], local[None, :], real_q[:, None], real_k[None, :], left, right, chunk, sink_tokens,
-                HAS_LEFT, HAS_RIGHT, HAS_CHUNK,
-            )  # fmt: skip
-            if SEGMENTS:
-                keep = keep & (segment_q[:, None] == segment_k[None, :])
-            inside = inside_q[:, None] & real_k[None, :]
-            bias_ptrs = bias_row
-            mask_ptrs = mask_row
-            if HAS_BIAS:
-                bias_ptrs = bias_row[:, None] + (j.to(tl.int64) * bias_j)[None, :]
-            if HAS_MASK:
-                mask_ptrs = mask_row[:, None] + (j.to(tl.int64) * mask_j)[None, :]
-            s, t = logits(
-                raw, keep, False, scale, softcap, bias_ptrs, mask_ptrs, inside, HAS_SOFTCAP, HAS_BIAS, HAS_MASK, True
-            )
-            p = tl.exp2((s - tl.where(lse == float("-inf"), 0.0, lse)[:, None]) * LOG2E)
-            if DROP is not None:
-                on = tl.load(drop_row[:, None] + (j.to(tl.int64) * drop_j)[None, :], mask=inside, other=0)
-                p = tl.where(on != 0, p, 0.0)
+        if REPAIR:
             acc = exact_product(acc, p, s != float("-inf"), v, BLOCK_N)
+        else:
+            acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
 
-    if SINK is not None:
-        sink = tl.load(SINK + h, mask=h < H, other=float("-inf")).to(tl.float32)
-        both = tl.maximum(lse, sink)
-        safe = tl.where(both == float("-inf"), 0.0, both)
-        joined = safe + tl.log(tl.exp2((lse - safe) * LOG2E) + tl.exp2((sink - safe) * LOG2E))
-        joined = tl.where(both == float("-inf"), float("-inf"), joined)
-        joined = tl.where(lse != lse, lse, joined)
-        acc = acc * tl.where(lse == float("-inf"), 0.0, tl.exp2((lse - tl.where(joined == float("-inf"), 0.0, joined)) * LOG2E))[:, None]
-        lse = joined
+    rows = N
+    if REPAIR:
+        rows = tl.where(broken, N, 0)
+    else:
+        if Q_LEN is not None:
+            # Tiles that all real queries see are not masked, so that the other rows have picked something up.
+            norm = tl.where(real_q, norm, 0.0)
+            acc = tl.where(real_q[:, None], acc, 0.0)
+        empty = norm == 0.0
+        lse = tl.where(empty, float("-inf"), tl.where(empty, 0.0, top) + tl.log(tl.where(empty, 1.0, norm)))
+        acc = acc / tl.where(empty, 1.0, norm)[:, None]
+        if SINK is not None:
+            sink = tl.load(SINK + h).to(tl.float32)
+            both = tl.maximum(lse, sink)
+            safe = tl.where(both == float("-inf"), 0.0, both)
+            joined = tl.log(tl.exp2((lse - safe) * LOG2E) + tl.exp2((sink - safe) * LOG2E))
+            joined = tl.where(both == float("-inf"), both, safe + joined)
+            acc = tl.where(empty[:, None], 0.0, acc * tl.exp2((lse - joined) * LOG2E)[:, None])
+            lse = joined
+        if FLAG is not None:
+            tl.store(FLAG + pid, not_finite(acc))
+        tl.store(lse_rows, lse, mask=inside_q)
     if DROP is not None:
         acc = acc * drop_scale
-
-    split64 = split.to(tl.int64)
-    o_mask = inside_q[:, None]
+    e_mask = (i < rows)[:, None]
     if E != E_PAD:
-        o_mask = o_mask & (e < E)[None, :]
+        e_mask = e_mask & (e < E)[None, :]
     o_rows = O + (split64 * o_s + b64 * o_b + h64 * o_h + i64 * o_i)
-    tl.store(o_rows[:, None] + (e.to(tl.int64) * o_e)[None, :], acc.to(O.dtype.element_ty), mask=o_mask)
-    tl.store(LSE + (split64 * l_s + b64 * l_b + h64 * l_h + i64 * l_i), lse, mask=inside_q)
+    tl.store(o_rows[:, None] + (e.to(tl.int64) * o_e)[None, :], acc.to(O.dtype.element_ty), mask=e_mask)

@@ -1,17 +1,23 @@
 """Launching the softmax engines: allocates outputs, chooses tiles and splits, and maps a checked problem to kernel arguments.
 
-Used by `attnspec.impls.softmax`. `forward_arguments` and its siblings are also what the ahead-of-time compiler derives its
-variants from, so that what is compiled is what is launched.
+`plan_forward` and `plan_backward` return the launches without running them. `attnspec.impls.softmax` runs them; the ahead-of-time
+compiler plans on tensors without storage and compiles the very same launches.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from attnspec.impls.engines import runtime
-from attnspec.impls.engines.softmax_configs import KINDS, TileConfig, configs, padded
+from attnspec.impls.engines.softmax_backward import (
+    row_term_kernel,
+    softmax_dbias_kernel,
+    softmax_dkv_kernel,
+    softmax_dq_kernel,
+)
+from attnspec.impls.engines.softmax_configs import Kind, Target, TileConfig, configs, padded
 from attnspec.impls.engines.softmax_decode import ROWS, softmax_merge_kernel, split_count
 from attnspec.impls.engines.softmax_forward import softmax_forward_kernel
 from attnspec.impls.engines.softmax_segments import segment_tables
@@ -19,12 +25,32 @@ from attnspec.impls.softmax_arguments import Problem
 
 Tensor = torch.Tensor
 DECODE_ROWS = 64  # up to this many query rows per key/value head, the keys are split over programs
+TERM_ROWS = 32
 
 
-def tile_configs(kind: str, D: int, E: int, dtype: torch.dtype, target: Any) -> list[TileConfig]:
-    if kind not in KINDS:
-        raise ValueError(f"configs: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    return configs(kind, D, E, dtype.itemsize, target)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch. `name` tells launches of one plan apart; `tile` is None for kernels without configurations."""
+
+    name: str
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    tile: TileConfig | None
+
+    def options(self) -> dict[str, int]:
+        return {"num_warps": 4, "num_stages": 1} if self.tile is None else self.tile.options()
+
+    def run(self, device: torch.device) -> None:
+        if self.programs == 0:
+            return
+        if self.programs >= 2**31:
+            raise ValueError(f"softmax_attention: {self.programs} programs; a device launches fewer than 2^31")
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                self.kernel[(self.programs,)](**self.arguments, **self.options())
+        else:
+            self.kernel[(self.programs,)](**self.arguments, **self.options())
 
 
 def _strides(prefix: str, tensor: Tensor | None, axes: str) -> dict[str, int]:
@@ -40,22 +66,27 @@ def _ints(lengths: Tensor | None) -> Tensor | None:
     return None if lengths is None else lengths.to(torch.int32).contiguous()
 
 
-def shared_arguments(p: Problem) -> dict[str, Any]:
+def _arguments(p: Problem) -> dict[str, Any]:
     """What all kernels over a problem take: tensors, strides, sizes and the flags of its options."""
     if p.q_segment is not None and p.kv_segment is not None and not p.segments:
         p.segments = segment_tables(
             p.q_segment, p.kv_segment, bottom_right=p.bottom_right, left=p.left, right=p.right, chunk=p.chunk,
             sink_tokens=p.sink_tokens,
         )  # fmt: skip
+    tables = {
+        "Q_SEG": "q_seg", "K_SEG": "k_seg", "Q_POS": "q_pos", "K_LOC": "k_loc", "Q_FIRST": "q_first", "Q_LAST": "q_last",
+        "K_FIRST": "k_first", "K_LAST": "k_last",
+    }  # fmt: skip
     return {
         "Q": p.Q, "K": p.K, "V": p.V, "BIAS": p.bias, "MASK": _bytes(p.mask), "DROP": _bytes(p.dropout_mask),
-        "Q_LEN": _ints(p.q_length), "K_LEN": _ints(p.kv_length), "PAD": _ints(p.left_pad),
-        "Q_SEG": p.segments.get("q_seg"), "K_SEG": p.segments.get("k_seg"), "Q_POS": p.segments.get("q_pos"),
-        "K_LOC": p.segments.get("k_loc"),
+        "Q_LEN": _ints(p.q_length), "K_LEN": _ints(p.kv_length), "PAD": _ints(p.left_pad), "TABLE": _ints(p.block_table),
+        **{name: p.segments.get(key) for name, key in tables.items()},
         **_strides("q", p.Q, "bhid"),
+        # With pages the first two axes are page and slot: they take the place of batch and position.
         **_strides("k", p.K, "bjgd" if p.page else "bgjd"), **_strides("v", p.V, "bjge" if p.page else "bgje"),
         **_strides("bias", p.bias, "bhij"), **_strides("mask", p.mask, "bhij"), **_strides("drop", p.dropout_mask, "bhij"),
-        "H": p.H, "N": p.N, "M": p.M, "left": p.left or 0, "right": p.right or 0, "chunk": p.chunk or 1,
+        "table_b": 0 if p.block_table is None else p.block_table.shape[1], "PAGE": p.page or 1,
+        "B": p.B, "H": p.H, "N": p.N, "M": p.M, "left": p.left or 0, "right": p.right or 0, "chunk": p.chunk or 1,
         "sink_tokens": p.sink_tokens, "scale": p.scale, "softcap": p.softcap or 1.0,
         "drop_scale": 1.0 / (1.0 - p.dropout_p),
         "D": p.D, "E": p.E, "D_PAD": padded(p.D), "E_PAD": padded(p.E), "G": p.G,
@@ -64,23 +95,32 @@ def shared_arguments(p: Problem) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _launch(kernel: Any, programs: int, device: torch.device, arguments: dict[str, Any], config: TileConfig | None) -> None:
-    meta: dict[str, Any] = {}
-    if config is not None:
-        meta = {"num_warps": config.warps, "num_stages": config.stages}
-    if programs == 0:
-        return
-    if programs >= 2**31:
-        raise ValueError(f"softmax_attention: {programs} programs; a device launches fewer than 2^31")
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            kernel[(programs,)](**arguments, **meta)
-    else:
-        kernel[(programs,)](**arguments, **meta)
+def _rows_differ(p: Problem) -> bool:
+    """Whether some row may be barred from a key that another row of its tile sees."""
+    return any(x is not None for x in (p.left, p.right, p.chunk, p.bias, p.mask, p.q_segment))
+
+
+def _launches(name: str, kernel: Any, programs: int, p: Problem, arguments: dict[str, Any], tile: TileConfig) -> list[Launch]:
+    """One launch, and where rows of a tile may see different keys a second one for the tiles that came out not finite."""
+    arguments = arguments | {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "FLAG": None}
+    differ = _rows_differ(p) and "FLAG" in kernel.arg_names
+    if differ:
+        arguments["FLAG"] = torch.empty(programs, dtype=torch.int32, device=p.Q.device)
+    return [
+        Launch(
+            name + ("_repair" if repair else ""), kernel, programs,
+            {n: (arguments | {"REPAIR": repair})[n] for n in kernel.arg_names}, tile,
+        )
+        for repair in ((False, True) if differ else (False,))
+    ]  # fmt: skip
+
+
+def _tile(kind: Kind, p: Problem, config: TileConfig | None, target: Target | None) -> TileConfig:
+    return config or configs(kind, p.D, p.E, p.Q.dtype.itemsize, target)[0]
 
 
 def empty_outputs(p: Problem) -> tuple[Tensor, Tensor]:
-    """Outputs of a problem without keys: every row is empty."""
+    """Outputs of a problem without keys or without queries: every row is empty."""
     O = p.Q.new_zeros((p.B, p.H, p.N, p.E))
     LSE = torch.full((p.B, p.H, p.N), float("-inf"), dtype=torch.float32, device=p.Q.device)
     if p.sink is not None:
@@ -88,50 +128,82 @@ def empty_outputs(p: Problem) -> tuple[Tensor, Tensor]:
     return O, LSE
 
 
-def forward(p: Problem, config: TileConfig | None = None) -> tuple[Tensor, Tensor]:
-    """(O, LSE) of a checked problem."""
-    if p.M == 0 or p.B * p.H * p.N == 0:
-        return empty_outputs(p)
-    target = runtime.target_of(p.Q)
-    decode = p.N * p.G <= DECODE_ROWS or (config is not None and config.splits > 0)
-    kind = "decode" if decode else "forward"
-    if config is None:
-        config = tile_configs(kind, p.D, p.E, p.Q.dtype, target)[0]
+def plan_forward(
+    p: Problem, config: TileConfig | None, target: Target | None, processors: int
+) -> tuple[list[Launch], Tensor, Tensor]:
+    """The launches that compute O and LSE, and the two (not yet written) tensors. Needs at least one query and one key."""
+    decode = p.N * p.G <= DECODE_ROWS if config is None or not config.splits else True
+    tile = _tile("decode" if decode else "forward", p, config, target)
     pack = p.G if decode else 1
-    tiles = -(-p.N * pack // config.block_m)
+    tiles = -(-p.N * pack // tile.block_m)
+    programs = tiles * (p.H // pack) * p.B
     splits = 1
     if decode:
-        programs = tiles * (p.H // pack) * p.B
-        splits = config.splits or split_count(programs, -(-p.M // config.block_n), runtime.processors(p.Q))
+        splits = tile.splits or split_count(programs, -(-p.M // tile.block_n), processors)
     O = torch.empty((p.B, p.H, p.N, p.E), dtype=p.Q.dtype, device=p.Q.device)
     LSE = torch.empty((p.B, p.H, p.N), dtype=torch.float32, device=p.Q.device)
+    sink = None if p.sink is None else p.sink.contiguous()
     part, part_lse = O[None], LSE[None]
     if splits > 1:
         part = torch.empty((splits, *O.shape), dtype=torch.float32, device=p.Q.device)
         part_lse = torch.empty((splits, *LSE.shape), dtype=torch.float32, device=p.Q.device)
-    arguments = shared_arguments(p) | {
-        "O": part, "LSE": part_lse, "SINK": p.sink.contiguous() if p.sink is not None and splits == 1 else None,
-        "TABLE": None if p.block_table is None else _ints(p.block_table),
-        "table_b": 0 if p.block_table is None else p.block_table.shape[1],
-        "Q_FIRST": p.segments.get("q_first"), "Q_LAST": p.segments.get("q_last"),
-        **_strides("o", part, "sbhie"), **_strides("l", part_lse, "sbhi"),
-        "tiles": tiles, "PACK": pack, "PAGE": p.page or 1, "SPLITS": splits,
-        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n,
+    arguments = _arguments(p) | {
+        "O": part, "LSE": part_lse, "SINK": sink if splits == 1 else None,
+        **_strides("o", part, "sbhie"), **_strides("l", part_lse, "sbhi"), "tiles": tiles, "PACK": pack, "SPLITS": splits,
     }  # fmt: skip
-    _launch(softmax_forward_kernel, tiles * splits * (p.H // pack) * p.B, p.Q.device, arguments, config)
+    name = "decode" if decode else "forward"
+    launches = _launches(name, softmax_forward_kernel, programs * splits, p, arguments, tile)
     if splits > 1:
         merge = {
-            "PART": part, "PART_LSE": part_lse, "SINK": None if p.sink is None else p.sink.contiguous(), "O": O, "LSE": LSE,
+            "PART": part, "PART_LSE": part_lse, "SINK": sink, "O": O, "LSE": LSE,
             **_strides("p", part[..., 0], "sbhi"), **_strides("l", part_lse, "sbhi"), **_strides("o", O, "bhie"),
-            **_strides("f", LSE, "bhi"), "B": p.B, "H": p.H, "N": p.N, "splits": splits, "E": p.E,
-            "E_PAD": padded(p.E), "BLOCK_R": ROWS,
+            **_strides("f", LSE, "bhi"), "H": p.H, "N": p.N, "splits": splits, "E": p.E, "E_PAD": padded(p.E),
+            "BLOCK_R": ROWS,
         }  # fmt: skip
-        _launch(softmax_merge_kernel, -(-p.N // ROWS) * p.H * p.B, p.Q.device, merge, None)
-    return O, LSE
+        launches.append(Launch("merge", softmax_merge_kernel, -(-p.N // ROWS) * p.H * p.B, merge, None))
+    return launches, O, LSE
 
 
-def backward(
-    p: Problem, O: Tensor, LSE: Tensor, dO: Tensor | None, dLSE: Tensor | None, wanted: dict[str, bool], bias: Tensor | None,
-    config: TileConfig | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
-    raise NotImplementedError
+def plan_backward(
+    p: Problem, O: Tensor, LSE: Tensor, dO: Tensor, dLSE: Tensor | None, wanted: dict[str, bool],
+    bias_shape: tuple[int, ...] | None, config: TileConfig | None, target: Target | None,
+) -> tuple[list[Launch], dict[str, Tensor]]:  # fmt: skip
+    """The launches of the gradients, and the (not yet written) tensors: Q, K, V in their dtype, bias in float32, T."""
+    device = p.Q.device
+    T = torch.empty_like(LSE)
+    out = {"T": T}
+    arguments = _arguments(p) | {
+        "O": O, "DO": dO, "LSE": LSE, "DLSE": dLSE, "T": T, **_strides("o", O, "bhie"), **_strides("do", dO, "bhie"),
+        **_strides("l", LSE, "bhi"), **_strides("dl", dLSE, "bhi"),
+    }  # fmt: skip
+    tiles = -(-p.N // TERM_ROWS)
+    term = arguments | {"tiles": tiles, "BLOCK_M": TERM_ROWS}
+    launches = [
+        Launch("row_term", row_term_kernel, tiles * p.H * p.B, {n: term[n] for n in row_term_kernel.arg_names}, None)
+    ]
+    if wanted.get("Q"):
+        tile = _tile("dq", p, config, target)
+        tiles = -(-p.N // tile.block_m)
+        out["Q"] = torch.empty(p.Q.shape, dtype=p.Q.dtype, device=device)
+        extra = {"DQ": out["Q"], **_strides("dq", out["Q"], "bhid"), "tiles": tiles}
+        launches += _launches("dq", softmax_dq_kernel, tiles * p.H * p.B, p, arguments | extra, tile)
+    if wanted.get("K") or wanted.get("V"):
+        tile = _tile("dkv", p, config, target)
+        tiles = -(-p.M // tile.block_n)
+        out["K"] = torch.empty(p.K.shape, dtype=p.K.dtype, device=device)
+        out["V"] = torch.empty(p.V.shape, dtype=p.V.dtype, device=device)
+        extra = {
+            "DK": out["K"], "DV": out["V"], **_strides("dk", out["K"], "bgjd"), **_strides("dv", out["V"], "bgje"),
+            "tiles": tiles,
+        }  # fmt: skip
+        launches += _launches("dkv", softmax_dkv_kernel, tiles * p.Hk * p.B, p, arguments | extra, tile)
+    if wanted.get("bias") and bias_shape is not None:
+        tile = _tile("dbias", p, config, target)
+        out["bias"] = torch.empty(bias_shape, dtype=torch.float32, device=device)
+        programs = -(-p.M // tile.block_n) * -(-bias_shape[2] // tile.block_m) * bias_shape[0] * bias_shape[1]
+        extra = {
+            "DBIAS": out["bias"], **_strides("db", out["bias"], "bhij"), "bias_B": bias_shape[0], "bias_H": bias_shape[1],
+            "bias_N": bias_shape[2],
+        }  # fmt: skip
+        launches += _launches("dbias", softmax_dbias_kernel, programs, p, arguments | extra, tile)
+    return launches, out

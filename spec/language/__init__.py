@@ -1,8 +1,8 @@
 """The equation language: read equations, check them, evaluate them.
 
-`read` turns text into a checked `Program`; `evaluate` runs it on NumPy or torch arrays; `sympy_evaluate`, `to_latex`,
-`cost`, `to_json`, `from_json` and `mutants` walk the same tree. Importing this needs NumPy only: what needs SymPy is
-imported on first use.
+`read` turns text into a checked `Program`; `evaluate` runs it on NumPy or torch arrays; `sympy_evaluate`,
+`to_latex`, `cost`, `to_json`, `from_json` and `mutants` walk the same tree. Importing this needs NumPy only:
+what needs SymPy is imported on first use.
 """
 
 from __future__ import annotations

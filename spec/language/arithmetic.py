@@ -1,8 +1,8 @@
 """The hook through which an evaluation's arithmetic is disturbed: exact here, noisy in `noise`.
 
-The array evaluator calls an `Arithmetic` after every operation that a floating-point implementation would round. All
-values are `Named`: arrays with axis names. A noisy arithmetic adds the axis `SAMPLES` to whatever it disturbs; inputs
-and everything derived from them without rounding do not have it.
+The array evaluator calls an `Arithmetic` after every operation that a floating-point implementation would
+round. All values are `Named`: arrays with axis names. A noisy arithmetic adds the axis `SAMPLES` to whatever
+it disturbs; inputs and everything derived from them without rounding do not have it.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Arithmetic:
     samples: int | None = None
 
     def tensor(self, name: str, value: Named, computed: bool, backend: Backend) -> Named:
-        """Called once for each finished real definition (in a recurrence: once for each step). `computed` is False for a
-        definition that only renames or picks elements of another."""
+        """Called once for each finished real definition (in a recurrence: once for each step). `computed` is
+        False for a definition that only renames or picks elements of another."""
         return value
 
     def contract(
         self, operands: Sequence[Named], run: Callable[[Sequence[Named]], Named], terms: int, backend: Backend
     ) -> Named:
-        """Called for each sum of products. `run` sums the product of operands like these; `terms` is the number of
-        terms of each sum."""
+        """Called for each sum of products. `run` sums the product of operands like these; `terms` is the
+        number of terms of each sum."""
         return run(operands)
 
     def reduced(self, op: str, value: Named, source: Named, axes: tuple[str, ...], backend: Backend) -> Named:

@@ -1,15 +1,15 @@
 """The array evaluator: equations on NumPy or torch arrays, computed on demand.
 
-`evaluate` is what everybody calls. A definition is computed when an output needs it, only for the values of its indices
-that are needed, and once. Nothing is written into inputs, no warning is emitted, and gathers outside a tensor are errors
-unless a condition around them excludes the element.
+`evaluate` runs it. A definition is computed when an output needs it, only for the values of its indices
+that are needed, and once. Nothing is written into inputs, no warning is emitted, and gathers outside a tensor
+are errors unless a condition around them excludes the element.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from attnspec.spec.language import elementwise, reductions
@@ -17,9 +17,10 @@ from attnspec.spec.language.arithmetic import Arithmetic
 from attnspec.spec.language.backend import Backend
 from attnspec.spec.language.check import kind_of, left_indices
 from attnspec.spec.language.errors import EvaluationError
-from attnspec.spec.language.indexing import Subscript, positions, select
+from attnspec.spec.language.indexing import select
 from attnspec.spec.language.named import Named, combine, conjunction, is_scalar, kind_of_array, lift
-from attnspec.spec.language.order import axis_of, shift_of
+from attnspec.spec.language.references import reference
+from attnspec.spec.language.scope import Domain, Scope
 from attnspec.spec.language.static import Plan
 from attnspec.spec.language.sums import sum_of
 from attnspec.spec.language.syntax import (
@@ -34,11 +35,8 @@ from attnspec.spec.language.syntax import (
     Num,
     Reduce,
     Ref,
-    Scan,
     Unary,
 )
-
-Domain = tuple[int, ...] | None
 
 EMPTY: dict[str, float | bool] = {
     "sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf, "mean": 0.0, "any": False, "all": True,
@@ -46,36 +44,10 @@ EMPTY: dict[str, float | bool] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step of a recurrence: values of this step so far, values of the step before, and what `t` may become."""
-
-    scan: Scan
-    now: Mapping[str, Named]
-    before: Mapping[str, Named]
-    reach: Domain
-
-
-@dataclass(frozen=True)
-class Scope:
-    """Where an expression is evaluated: domains of the bound indices (a number inside a recurrence step), conditions
-    around it, and the step of the recurrence it belongs to."""
-
-    domains: Mapping[str, Domain | int]
-    guards: tuple[Named, ...] = ()
-    step: Step | None = None
-
-    @property
-    def restricted(self) -> bool:
-        return self.step is None and any(domain is not None for domain in self.domains.values())
-
-
 class Evaluator:
     """Evaluates the definitions of one plan on given inputs."""
 
-    def __init__(
-        self, plan: Plan, inputs: Mapping[str, Named], backend: Backend, arithmetic: Arithmetic
-    ) -> None:
+    def __init__(self, plan: Plan, inputs: Mapping[str, Named], backend: Backend, arithmetic: Arithmetic) -> None:
         self.plan = plan
         self.program = plan.program
         self.inputs = inputs
@@ -103,7 +75,8 @@ class Evaluator:
             raise EvaluationError(f"index '{index}' has the negative size {size}", file=self.program.file)
         return size
 
-    # Definitions -------------------------------------------------------------------------------------------------
+    # Definitions
+    # -------------------------------------------------------------------------------------------------
 
     def tensor(self, name: str, domains: tuple[Domain, ...]) -> Named:
         """A definition for some values of its indices; axes are its left side's (those it depends on)."""
@@ -138,17 +111,18 @@ class Evaluator:
             return value
         return self.arithmetic.tensor(name, value, not isinstance(body, Ref | Name | Num), self.backend)
 
-    # Expressions -------------------------------------------------------------------------------------------------
+    # Expressions
+    # -------------------------------------------------------------------------------------------------
 
     def value(self, node: Node, scope: Scope) -> Named:
         """The value of an expression; its axes are bound indices and batch axes."""
         match node:
-            case Num(value=value) | Bool(value=value):
-                return Named(value)
+            case Num(value=number) | Bool(value=number):
+                return Named(number)
             case Name(id=name):
                 return self.name(node, name, scope)
             case Ref():
-                return self.reference(node, scope)
+                return reference(self, node, scope)
             case Binary():
                 return self.binary(node, scope)
             case Unary(op=op, operand=operand):
@@ -186,9 +160,7 @@ class Evaluator:
 
     def input(self, name: str, node: Node) -> Named:
         if name not in self.inputs:
-            raise self.error(
-                f"optional input '{name}' is absent here; guard its use with present({name})", node
-            )
+            raise self.error(f"optional input '{name}' is absent here; guard its use with present({name})", node)
         return self.inputs[name]
 
     def binary(self, node: Binary, scope: Scope) -> Named:
@@ -199,9 +171,7 @@ class Evaluator:
         elif node.op == "**" and kind_of_array(self.backend, left.array) == "int" == kind_of_array(
             self.backend, right.array
         ):
-            if isinstance(node.right, Unary) or (
-                is_scalar(right.array) and right.array < 0 and _negative(node.right)
-            ):
+            if isinstance(node.right, Unary) or (is_scalar(right.array) and right.array < 0 and _negative(node.right)):
                 left = lift(self.backend, left, "real")
             else:
                 self.check(
@@ -227,9 +197,7 @@ class Evaluator:
 
     def compare(self, node: Compare, scope: Scope) -> Named:
         values = [self.value(operand, scope) for operand in node.operands]
-        parts = [
-            elementwise.comparison(self.backend, op, a, b) for op, a, b in zip(node.ops, values, values[1:])
-        ]
+        parts = [elementwise.comparison(self.backend, op, a, b) for op, a, b in zip(node.ops, values, values[1:])]
         result = conjunction(self.backend, parts)
         assert result is not None
         return result
@@ -278,9 +246,7 @@ class Evaluator:
         if node.function in ("floor", "ceil"):
             arguments = [self.rounded(arguments[0], node, scope)]
         kinds = {kind_of_array(self.backend, argument.array) for argument in arguments}
-        value = elementwise.function(
-            self.backend, node.function, arguments, "int" if kinds == {"int"} else "real"
-        )
+        value = elementwise.function(self.backend, node.function, arguments, "int" if kinds == {"int"} else "real")
         if node.function in elementwise.INEXACT:
             value = self.arithmetic.elementwise(node.function, value, arguments, self.backend)
         return value
@@ -303,7 +269,8 @@ class Evaluator:
             return value
         return combine(self.backend, lambda g, x: self.backend.where(g, x, 1.0), guard, value)
 
-    # Conditions that exclude errors ------------------------------------------------------------------------------
+    # Conditions that exclude errors
+    # ------------------------------------------------------------------------------
 
     def check(self, bad: Any, node: Node, scope: Scope, message: str, detail: Any = None) -> None:
         """Raises EvaluationError when `bad()` is true somewhere that the conditions around do not exclude."""
@@ -354,134 +321,8 @@ class Evaluator:
         self.check(lambda: Named(flags, value.axes), node, scope, f"{label} is outside {low}..{high}", detail)
         return Named(backend.where(flags, low, value.array), value.axes)
 
-    # References --------------------------------------------------------------------------------------------------
-
-    def reference(self, node: Ref, scope: Scope) -> Named:
-        """`name[subscripts]`: an input or a definition at the positions that the subscripts give."""
-        name = node.name
-        if scope.step is not None and name in scope.step.scan.names:
-            return self.in_step(node, scope, scope.step)
-        if name in self.scans:
-            return self.scanned_reference(node, scope)
-        defined = name in self.program.definitions
-        if defined:
-            axes = left_indices(self.program.definitions[name])
-        else:
-            axes = self.program.declarations.inputs[name].axes
-            target = self.input(name, node)
-        chosen: dict[str, Subscript] = {}
-        wanted: list[Domain] = []
-        for position, (axis, subscript) in enumerate(zip(axes, node.subscripts), 1):
-            pick, domain = self.subscript(node, subscript, scope, position, 0, self.size(axis) - 1, defined)
-            chosen[axis] = pick
-            wanted.append(domain)
-        if defined:
-            target = self.tensor(name, tuple(wanted))
-            for axis, domain in zip(axes, wanted):
-                pick = chosen[axis]
-                if domain is not None and isinstance(pick, int):
-                    chosen[axis] = domain.index(pick)
-                elif domain is not None and isinstance(pick, Named):
-                    chosen[axis] = positions(self.backend, pick, domain)
-        else:
-            for axis, pick in list(chosen.items()):
-                if isinstance(pick, str) and axis in target.axes:
-                    domain = scope.domains[pick]
-                    if isinstance(domain, tuple):
-                        target = Named(
-                            self.backend.take(target.array, domain, target.axes.index(axis)), target.axes
-                        )
-        return select(self.backend, target, chosen)
-
-    def subscript(
-        self, node: Ref, subscript: Node, scope: Scope, position: int, low: int, high: int, defined: bool
-    ) -> tuple[Subscript, Domain]:
-        """One subscript: an index to rename to, a number, or positions; and the values of the axis that it needs."""
-        if isinstance(subscript, Name) and subscript.id in scope.domains:
-            domain = scope.domains[subscript.id]
-            if not isinstance(domain, int) and low == 0 and self.size(subscript.id) == high + 1:
-                return subscript.id, domain
-            if isinstance(domain, int) and scope.step is not None and low <= domain <= high:
-                reach = scope.step.reach
-                return domain, reach if high + 1 == self.size(subscript.id) else None
-        value = self.value(subscript, scope)
-        value = self.inside(value, low, high, subscript, scope, f"subscript {position} of '{node.name}'")
-        if is_scalar(value.array) or not value.axes:
-            number = int(value.array)
-            return number, (number,) if defined and scope.step is None and low <= number <= high else None
-        if defined and scope.restricted:
-            values = tuple(sorted({int(v) for v in self.backend.to_numpy(value.array).ravel().tolist()}))
-            if len(values) < high - low + 1:
-                return value, values
-        return value, None
-
-    def in_step(self, node: Ref, scope: Scope, step: Step) -> Named:
-        """A reference inside a recurrence to a member of it, at this step or the one before."""
-        definition = self.program.definitions[node.name]
-        axis = axis_of(definition, step.scan.index)
-        assert axis is not None
-        target = step.before if shift_of(node.subscripts[axis], step.scan.index) else step.now
-        chosen: dict[str, Subscript] = {}
-        for position, (name, subscript) in enumerate(zip(left_indices(definition), node.subscripts)):
-            if position != axis:
-                chosen[name] = self.subscript(
-                    node, subscript, scope, position + 1, 0, self.size(name) - 1, False
-                )[0]
-        return select(self.backend, target[node.name], chosen)
-
-    def scanned_reference(self, node: Ref, scope: Scope) -> Named:
-        """A reference from outside to a member of a recurrence, its boundary included."""
-        from attnspec.spec.language.scan import run_scan
-
-        scan = self.scans[node.name]
-        definition = self.program.definitions[node.name]
-        size = self.size(scan.index)
-        edge = node.name in self.program.boundaries
-        low = -1 if edge and scan.step > 0 else 0
-        high = size if edge and scan.step < 0 else size - 1
-        chosen: dict[str, Subscript] = {}
-        time_axis = scan.index
-        needed = low if scan.step > 0 else high
-        restricted: Domain = None
-        for position, (axis, subscript) in enumerate(zip(left_indices(definition), node.subscripts), 1):
-            if axis != time_axis:
-                pick, _ = self.subscript(node, subscript, scope, position, 0, self.size(axis) - 1, False)
-                if isinstance(pick, str) and isinstance(scope.domains[pick], tuple):
-                    pick = self.name(subscript, pick, scope)
-                chosen[axis] = pick
-                continue
-            if (
-                isinstance(subscript, Name)
-                and subscript.id in scope.domains
-                and (scope.domains[subscript.id] is None and self.size(subscript.id) == size)
-            ):
-                chosen[axis] = subscript.id
-                needed = high if scan.step > 0 else low
-                continue
-            value = self.value(subscript, scope)
-            value = self.inside(value, low, high, subscript, scope, f"subscript {position} of '{node.name}'")
-            chosen[axis] = int(value.array) if is_scalar(value.array) or not value.axes else value
-            flat = self.backend.to_numpy(lift(self.backend, value).array).ravel()
-            if flat.size:
-                needed = int(flat.max() if scan.step > 0 else flat.min())
-            restricted = ()
-        if restricted is None or not (scope.restricted or scope.step is None):
-            needed = size - 1 if scan.step > 0 else 0
-        state, start = run_scan(self, scan, node.name, needed)
-        pick = chosen[time_axis]
-        if isinstance(pick, str):
-            if time_axis in state.axes:
-                at = state.axes.index(time_axis)
-                cut = [slice(None)] * len(state.axes)
-                cut[at] = slice(-start, -start + size)
-                state = Named(state.array[tuple(cut)], state.axes)
-        elif isinstance(pick, int):
-            chosen[time_axis] = pick - start
-        else:
-            chosen[time_axis] = Named(pick.array - start, pick.axes)
-        return select(self.backend, state, chosen)
-
-    # Reductions --------------------------------------------------------------------------------------------------
+    # Reductions
+    # --------------------------------------------------------------------------------------------------
 
     def over_nothing(self, node: Reduce, scope: Scope) -> Named:
         """The value of a reduction over an index of size 0: nothing in it is evaluated."""
@@ -538,18 +379,14 @@ class Evaluator:
             body = Named(backend.where(backend.isnan(body.array), 0.0, body.array), body.axes)
         if node.op == "argmax":
             return reductions.argmax(backend, body, condition, indices[0], lengths)
-        return self.at_outer(
-            reductions.order(backend, node.op, body, condition, indices[0], lengths), indices, scope
-        )
+        return self.at_outer(reductions.order(backend, node.op, body, condition, indices[0], lengths), indices, scope)
 
     def hidden(self, guard: Named, indices: tuple[str, ...]) -> Named:
         """A condition as seen from inside a reduction that binds some of its indices anew: true where any value is."""
         if is_scalar(guard.array) or not set(guard.axes) & set(indices):
             return guard
         lengths = guard.lengths()
-        return reductions.quantifier(
-            self.backend, "any", guard, None, [i for i in indices if i in guard.axes], lengths
-        )
+        return reductions.quantifier(self.backend, "any", guard, None, [i for i in indices if i in guard.axes], lengths)
 
     def at_outer(self, value: Named, indices: tuple[str, ...], scope: Scope) -> Named:
         """A normalizer's value at the outer value of its indices."""

@@ -1,7 +1,8 @@
 """The few array operations the evaluator needs, over an array API namespace.
 
-`Backend` is written to the Python array API standard (NumPy 2 is one); `TorchBackend` overrides what torch names
-differently and keeps autograd intact: nothing here writes into an array. Real arrays are float64, integers int64.
+`Backend` is written to the Python array API standard (NumPy 2 is one); `TorchBackend` overrides what torch
+names differently and keeps autograd intact: nothing here writes into an array. Real arrays are float64,
+integers int64.
 """
 
 from __future__ import annotations
@@ -137,9 +138,7 @@ class Backend:
     def erf(self, array: Array) -> Array:
         values = np.asarray(array)
         return self.asarray(
-            np.fromiter(map(math.erf, values.ravel().tolist()), np.float64, values.size).reshape(
-                values.shape
-            ),
+            np.fromiter(map(math.erf, values.ravel().tolist()), np.float64, values.size).reshape(values.shape),
             "real",
         )
 
@@ -149,11 +148,7 @@ class NumpyBackend(Backend):
 
     def own(self, array: Array) -> Array:
         array = np.asarray(array)
-        return (
-            array
-            if array.flags.c_contiguous and array.flags.writeable and array.flags.owndata
-            else array.copy("C")
-        )
+        return array if array.flags.c_contiguous and array.flags.writeable and array.flags.owndata else array.copy("C")
 
     def exp_of_difference(self, array: Array, shift: Array) -> Array:
         result = np.subtract(array, shift)
@@ -262,9 +257,7 @@ def backend_for(xp: Any, inputs: Sequence[Any]) -> Backend:
         return Backend(xp)
     except AttributeError:
         name = getattr(xp, "__name__", type(xp).__name__)
-        raise EvaluationError(
-            f"xp must be an array API namespace such as numpy or torch, got {name}"
-        ) from None
+        raise EvaluationError(f"xp must be an array API namespace such as numpy or torch, got {name}") from None
 
 
 _NUMPY = NumpyBackend(np)

@@ -1,9 +1,9 @@
 """Checks definitions against declarations and orders them: names, indices, subscripts, kinds, outputs.
 
-Called by `reader.read` and by everything that builds a program another way (mutants, the JSON import). It refuses
-unknown names, unbound indices, wrong numbers of subscripts, kinds that do not fit, missing outputs and (through
-`order`) cycles that are no recurrence. Static branches are all checked for names and kinds; whether an absent input is
-really used is known only when options and inputs are (`static`).
+Called by `reader.read` and by everything that builds a program another way (mutants, the JSON import). It
+refuses unknown names, unbound indices, wrong numbers of subscripts, kinds that do not fit, missing outputs
+and (through `order`) cycles that are no recurrence. Static branches are all checked for names and kinds;
+whether an absent input is really used is known only when options and inputs are (`static`).
 """
 
 from __future__ import annotations
@@ -12,21 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from attnspec.spec.language.errors import SpecError
-from attnspec.spec.language.functions import CONSTANTS, FUNCTIONS, RESERVED
-from attnspec.spec.language.macros import children
+from attnspec.spec.language.functions import CONSTANTS, RESERVED
+from attnspec.spec.language.kinds import Kinds, kind_of
+from attnspec.spec.language.macros import children, rebuild
 from attnspec.spec.language.order import arrange
+from attnspec.spec.language.static import Folder, Setting
 from attnspec.spec.language.syntax import (
     NORMALIZERS,
     Binary,
     Bool,
     Call,
-    Compare,
-    Cond,
     Declarations,
     Definition,
-    InputDecl,
-    Kind,
-    Logic,
     Name,
     Node,
     Num,
@@ -38,9 +35,6 @@ from attnspec.spec.language.syntax import (
     Unary,
 )
 from attnspec.spec.language.text import fail, near
-
-_OPTION_KINDS: dict[str, str] = {"int": "int", "float": "real", "bool": "bool", "enum": "text"}
-_NOUNS = {"real": "a real number", "int": "an integer", "bool": "a condition", "text": "a string"}
 
 
 def check(definitions: Sequence[Definition], declarations: Declarations, text: str, file: str) -> Program:
@@ -58,9 +52,7 @@ def check(definitions: Sequence[Definition], declarations: Declarations, text: s
         table = boundaries if boundary else mains
         if definition.name in table:
             first = table[definition.name].line
-            raise fail(
-                f"'{definition.name}' is already defined in equation {first}", _start(definition), file
-            )
+            raise fail(f"'{definition.name}' is already defined in equation {first}", _start(definition), file)
         table[definition.name] = Definition(
             definition.name,
             definition.subscripts,
@@ -80,8 +72,10 @@ def check(definitions: Sequence[Definition], declarations: Declarations, text: s
     checker = _Checker(declarations, mains, file)
     for definition in definitions:
         checker.names(definition)
+        _check_literals(definition.body, file)
     order, scans = arrange(mains, boundaries, declarations, file)
-    kinds = checker.kinds(order, boundaries, {name: scan.names for scan in scans for name in scan.names})
+    groups = {name: scan.names for scan in scans for name in scan.names}
+    kinds = Kinds(declarations, mains, file).all(order, boundaries, groups)
     for output in declarations.outputs.values():
         if output.name not in mains:
             raise SpecError(f"output '{output.name}' is not defined{near(output.name, mains)}", file=file)
@@ -131,8 +125,7 @@ def _check_declarations(declarations: Declarations, file: str) -> None:
         for axis in decl.axes:
             if axis not in declarations.indices:
                 raise SpecError(
-                    f"input '{decl.name}' has axis '{axis}', which is no index"
-                    f"{near(axis, declarations.indices)}",
+                    f"input '{decl.name}' has axis '{axis}', which is no index{near(axis, declarations.indices)}",
                     file=file,
                 )
         for axis in decl.batch:
@@ -146,9 +139,7 @@ def _check_declarations(declarations: Declarations, file: str) -> None:
             raise SpecError(f"input '{decl.name}' has an axis twice: [{','.join(axes)}]", file=file)
         for axis in decl.broadcast:
             if axis not in axes:
-                raise SpecError(
-                    f"input '{decl.name}' broadcasts '{axis}', which is not one of its axes", file=file
-                )
+                raise SpecError(f"input '{decl.name}' broadcasts '{axis}', which is not one of its axes", file=file)
 
 
 def _only_sizes(node: Node, what: str, declarations: Declarations, file: str) -> None:
@@ -158,8 +149,7 @@ def _only_sizes(node: Node, what: str, declarations: Declarations, file: str) ->
         if isinstance(current, Name) and current.id not in declarations.sizes:
             if current.id not in declarations.options and current.id not in declarations.inputs:
                 raise SpecError(
-                    f"{what} uses '{current.id}', which is no declared size"
-                    f"{near(current.id, declarations.sizes)}",
+                    f"{what} uses '{current.id}', which is no declared size{near(current.id, declarations.sizes)}",
                     file=file,
                 )
         elif isinstance(current, Ref | Reduce | Str):
@@ -199,14 +189,24 @@ def _check_left(definition: Definition, declarations: Declarations, file: str) -
         )
 
 
+def _check_literals(node: Node, file: str) -> Node | None:
+    """The value of an expression of literals alone, None for any other; refuses one that has no value."""
+    if isinstance(node, Num | Bool | Str):
+        return node
+    parts = [_check_literals(child, file) for child in children(node)]
+    if not parts or None in parts or not isinstance(node, Unary | Binary):
+        return None
+    folded = rebuild(node, tuple(part for part in parts if part is not None))
+    return Folder(Setting({}, {}, frozenset()), file).fold(folded)
+
+
 class _Checker:
-    """Names, indices and kinds of expressions."""
+    """Names, indices and subscripts of expressions."""
 
     def __init__(self, declarations: Declarations, mains: Mapping[str, Definition], file: str) -> None:
         self.declarations = declarations
         self.mains = mains
         self.file = file
-        self.known: dict[str, str] = {}
         self.everything = [
             *mains,
             *declarations.inputs,
@@ -219,13 +219,9 @@ class _Checker:
     def error(self, message: str, node: Node) -> SpecError:
         return fail(message, node.at, self.file)
 
-    # Names and indices -------------------------------------------------------------------------------------------
-
     def names(self, definition: Definition) -> None:
         """Every name is known, every index bound, every tensor has its number of subscripts."""
-        scope = frozenset(
-            s.id for s in definition.subscripts if _plain(s, self.declarations) and isinstance(s, Name)
-        )
+        scope = frozenset(s.id for s in definition.subscripts if _plain(s, self.declarations) and isinstance(s, Name))
         self.visit(definition.body, scope, definition)
 
     def visit(self, node: Node, scope: frozenset[str], definition: Definition) -> None:
@@ -248,9 +244,7 @@ class _Checker:
         decl = self.declarations
         if name in decl.indices:
             if name in decl.batch:
-                raise self.error(
-                    f"'{name}' is a batch axis; equations are written for one slice without it", node
-                )
+                raise self.error(f"'{name}' is a batch axis; equations are written for one slice without it", node)
             if name not in scope:
                 left = ",".join(left_indices(definition))
                 raise self.error(
@@ -312,179 +306,9 @@ class _Checker:
         used = {index for part in parts for index in _free_names(part)}
         for index in node.indices:
             if index not in used:
-                raise self.error(
-                    f"{node.op} binds '{index}' but its operand and condition do not use it", node
-                )
+                raise self.error(f"{node.op} binds '{index}' but its operand and condition do not use it", node)
         for part in parts:
             self.visit(part, inner, definition)
-
-    # Kinds -------------------------------------------------------------------------------------------------------
-
-    def kinds(
-        self,
-        order: Sequence[str],
-        boundaries: Mapping[str, Definition],
-        groups: Mapping[str, tuple[str, ...]],
-    ) -> dict[str, Kind]:
-        """The kind of each definition; a recurrence's is the join of its boundary's and its body's."""
-        done: set[str] = set()
-        for name in order:
-            if name in done:
-                continue
-            group = groups.get(name, (name,))
-            done.update(group)
-            if name not in groups:
-                self.known[name] = self.value(name, self.mains[name].body)
-                continue
-            for member in group:
-                self.known[member] = (
-                    self.value(member, boundaries[member].body) if member in boundaries else "int"
-                )
-            changed = True
-            while changed:
-                changed = False
-                for member in group:
-                    kind = self.value(member, self.mains[member].body)
-                    if member not in boundaries and self.known[member] == "int" and kind == "bool":
-                        joined = "bool"
-                    else:
-                        joined = self.join(self.known[member], kind, self.mains[member].body)
-                    changed |= joined != self.known[member]
-                    self.known[member] = joined
-        return {name: cast(Kind, kind) for name, kind in self.known.items()}
-
-    def value(self, name: str, body: Node) -> str:
-        kind = self.kind(body)
-        if kind == "text":
-            raise self.error(f"'{name}' would be a string; strings are only compared with options", body)
-        return kind
-
-    def join(self, first: str, second: str, node: Node) -> str:
-        if first == second:
-            return first
-        if {first, second} == {"int", "real"}:
-            return "real"
-        raise self.error(f"one branch is {_NOUNS[first]}, the other {_NOUNS[second]}", node)
-
-    def number(self, node: Node, what: str) -> str:
-        kind = self.kind(node)
-        if kind not in ("real", "int"):
-            hint = "; write `1 if … else 0`" if kind == "bool" else ""
-            raise self.error(f"{what} must be a number, got {_NOUNS[kind]}{hint}", node)
-        return kind
-
-    def expect(self, node: Node, wanted: str, what: str) -> None:
-        kind = self.kind(node)
-        if kind != wanted:
-            raise self.error(f"{what} must be {_NOUNS[wanted]}, got {_NOUNS[kind]}", node)
-
-    def kind(self, node: Node) -> str:
-        """The kind of an expression: real, int, bool, or text (a string or an enumerated option)."""
-        match node:
-            case Num(value=value):
-                return "int" if isinstance(value, int) else "real"
-            case Str():
-                return "text"
-            case Bool():
-                return "bool"
-            case Name(id=name):
-                return self.leaf(name)
-            case Ref(name=name, subscripts=subscripts):
-                for position, subscript in enumerate(subscripts, 1):
-                    self.expect(subscript, "int", f"subscript {position} of '{name}'")
-                return self.leaf(name)
-            case Unary(op="not", operand=operand):
-                self.expect(operand, "bool", "the operand of 'not'")
-                return "bool"
-            case Unary(op=op, operand=operand):
-                return self.number(operand, f"the operand of '{op}'")
-            case Binary():
-                return self.binary(node)
-            case Compare():
-                return self.compare(node)
-            case Logic(op=op, operands=operands):
-                for operand in operands:
-                    self.expect(operand, "bool", f"the operand of '{op}'")
-                return "bool"
-            case Cond(test=test, then=then, otherwise=otherwise):
-                self.expect(test, "bool", "the test of 'if'")
-                first, second = self.kind(then), self.kind(otherwise)
-                return self.join(first, second, otherwise)
-            case Call(function=function, arguments=arguments):
-                return self.call(function, arguments)
-            case Reduce():
-                return self.reduction(node)
-        raise self.error("this is not an expression", node)
-
-    def leaf(self, name: str) -> str:
-        decl = self.declarations
-        if name in self.known:
-            return self.known[name]
-        if name in decl.inputs:
-            return decl.inputs[name].kind
-        if name in decl.options:
-            return _OPTION_KINDS[decl.options[name].type]
-        return "real" if name in CONSTANTS else "int"
-
-    def binary(self, node: Binary) -> str:
-        left = self.number(node.left, f"the left operand of '{node.op}'")
-        right = self.number(node.right, f"the right operand of '{node.op}'")
-        if node.op in ("//", "%"):
-            for side, kind in ((node.left, left), (node.right, right)):
-                if kind != "int":
-                    raise self.error(
-                        f"'{node.op}' needs integers, got {_NOUNS[kind]}; use floor(a / b) for reals", side
-                    )
-            return "int"
-        if node.op == "/":
-            return "real"
-        if node.op == "**" and isinstance(node.right, Unary) and node.right.op == "-":
-            return "real"
-        return "int" if left == right == "int" else "real"
-
-    def compare(self, node: Compare) -> str:
-        kinds = [self.kind(operand) for operand in node.operands]
-        if "text" in kinds:
-            self.text_comparison(node, kinds)
-            return "bool"
-        if "bool" in kinds:
-            if set(kinds) != {"bool"} or not set(node.ops) <= {"==", "!="}:
-                raise self.error("a condition is compared with == or != to a condition only", node)
-        return "bool"
-
-    def text_comparison(self, node: Compare, kinds: list[str]) -> None:
-        ok = len(kinds) == 2 and node.ops[0] in ("==", "!=") and kinds == ["text", "text"]
-        options = [o for o in node.operands if isinstance(o, Name)]
-        strings = [o for o in node.operands if isinstance(o, Str)]
-        if not ok or len(options) != 1 or len(strings) != 1:
-            raise self.error("a string is only compared, with == or !=, to an enumerated option", node)
-        option = self.declarations.options[options[0].id]
-        if strings[0].value not in option.choices:
-            raise self.error(
-                f"option '{option.name}' has no choice '{strings[0].value[:40]}'; it is one of "
-                f"{', '.join(option.choices)}",
-                strings[0],
-            )
-
-    def call(self, function: str, arguments: tuple[Node, ...]) -> str:
-        if function == "present":
-            return "bool"
-        kinds = [self.number(argument, f"the argument of {function}") for argument in arguments]
-        gives = FUNCTIONS[function].gives
-        if gives == "same":
-            return "int" if all(kind == "int" for kind in kinds) else "real"
-        return gives
-
-    def reduction(self, node: Reduce) -> str:
-        if node.condition is not None:
-            self.expect(node.condition, "bool", f"the condition of {node.op}")
-        if node.op in ("any", "all"):
-            self.expect(node.body, "bool", f"the operand of {node.op}")
-            return "bool"
-        kind = self.number(node.body, f"the operand of {node.op}")
-        if node.op in ("argmax", "rank", "argsort"):
-            return "int"
-        return "real" if node.op in ("mean", "softmax", "logsumexp") else kind
 
 
 def _free_names(node: Node) -> Iterator[str]:
@@ -501,13 +325,4 @@ def _free_names(node: Node) -> Iterator[str]:
             yield from _free_names(child)
 
 
-def kind_of(node: Node, program: Program) -> Kind:
-    """The kind of an expression of a checked program (used by the evaluators)."""
-    checker = _Checker(program.declarations, program.definitions, program.file)
-    checker.known = dict(program.kinds)
-    return cast(Kind, checker.kind(node))
-
-
-def input_axes(decl: InputDecl) -> tuple[str, ...]:
-    """All axes of an input in the order of its array: batch axes, then its own."""
-    return (*decl.batch, *decl.axes)
+__all__ = ["check", "kind_of", "left_indices"]

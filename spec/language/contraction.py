@@ -1,9 +1,9 @@
 """Sums of products of named arrays, contracted pairwise with matrix products.
 
-`contract` sums a product of operands over some axes. It picks pairs greedily by cost, sums what only one operand has
-first, and never builds the full outer product unless a pair forces it. Non-finite entries are exact: an entry that the
-mask excludes does not contribute, whatever its value, and an included one makes the sums it takes part in what IEEE
-addition of the same terms would give.
+`contract` sums a product of operands over some axes. It picks pairs greedily by cost, sums what only one
+operand has first, and never builds the full outer product unless a pair forces it. Non-finite entries are
+exact: an entry that the mask excludes does not contribute, whatever its value, and an included one makes the
+sums it takes part in what IEEE addition of the same terms would give.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ def contract(
         lengths: length of every summed axis.
     """
     odd = [
-        backend.detach(_nonfinite(backend, operand)) if _suspicious(backend, operand) else None
-        for operand in operands
+        backend.detach(_nonfinite(backend, operand)) if _suspicious(backend, operand) else None for operand in operands
     ]
     if all(entries is None for entries in odd):
         return _finite(backend, list(operands), summed, mask, lengths)
@@ -147,9 +146,7 @@ def _pair(backend: Backend, a: Named, b: Named, inner: set[str]) -> Named:
         return math.prod(size[axis] for axis in axes)
 
     shape = [size[axis] for axis in batch]
-    left = backend.reshape(
-        _ordered(backend, a, batch + outer_a + middle), [*shape, count(outer_a), count(middle)]
-    )
+    left = backend.reshape(_ordered(backend, a, batch + outer_a + middle), [*shape, count(outer_a), count(middle)])
     right = _ordered(backend, b, batch + middle + outer_b)
     right = backend.reshape(right, [*shape, count(middle), count(outer_b)])
     axes = batch + outer_a + outer_b
@@ -191,16 +188,8 @@ def _repaired(
     for start in range(0, len(places[0]), step):
         at = {axis: backend.asarray(place[start : start + step], "int") for axis, place in zip(axes, places)}
         chosen = [_picked(backend, operand, at) for operand in operands]
-        pieces.append(
-            _exact(backend, chosen, summed, None if mask is None else _picked(backend, mask, at), lengths)
-        )
-    values = (
-        pieces[0]
-        if len(pieces) == 1
-        else backend.xp.concat(pieces)
-        if hasattr(backend.xp, "concat")
-        else None
-    )
+        pieces.append(_exact(backend, chosen, summed, None if mask is None else _picked(backend, mask, at), lengths))
+    values = pieces[0] if len(pieces) == 1 else backend.xp.concat(pieces) if hasattr(backend.xp, "concat") else None
     # scatter without writing: rank the touched places, gather the recomputed values back
     flat = everywhere.ravel()
     rank = (flat.cumsum() - 1).clip(0)
@@ -228,9 +217,7 @@ def _exact(
     """Sum of products, term by term, on detached operands."""
     product = lift(backend, Named(backend.detach(operands[0].array), operands[0].axes))
     for operand in operands[1:]:
-        product = combine(
-            backend, lambda a, b: a * b, product, Named(backend.detach(operand.array), operand.axes)
-        )
+        product = combine(backend, lambda a, b: a * b, product, Named(backend.detach(operand.array), operand.axes))
     if mask is not None:
         product = combine(backend, lambda m, x: backend.where(m, x, 0.0), mask, product)
     absent = math.prod(lengths[axis] for axis in summed if axis not in product.axes)

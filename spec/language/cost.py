@@ -7,7 +7,7 @@ check them against operations counted one by one. It refuses unknown options and
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -206,10 +206,13 @@ class _Counter:
             case Reduce():
                 return self.reduce(node)
             case Cond(test=test, then=then, otherwise=otherwise):
-                return self.work(test) + (self.work(then) + self.work(otherwise)).as_dense()
+                branches = self.work(then) + self.work(otherwise)
+                # A test that only sizes decide: the branches may even be static, but which one is unknown here.
+                return self.work(test) + (replace(branches, dense=True) if self.is_static(test) else branches.as_dense())
             case Logic(operands=operands):
                 first, *others = (self.work(operand) for operand in operands)
-                return first + sum(others, _Work()).as_dense()
+                rest = sum(others, _Work()).as_dense()
+                return first + (replace(rest, dense=True) if any(map(self.is_static, operands)) else rest)
             case Call(function="present"):
                 return _Work()
         below = sum((self.work(child) for child in children(node)), _Work())

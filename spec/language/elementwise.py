@@ -1,8 +1,8 @@
 """Elementwise functions and operators on named arrays, with IEEE results and no warnings.
 
-Kinds follow the checker: `//` and `%` stay integer, `/` and functions give reals. In places that a condition excludes,
-arguments are replaced before a function with unbounded derivative is applied when gradients may be taken, so that an
-excluded place never turns a gradient into NaN.
+Kinds follow the checker: `//` and `%` stay integer, `/` and functions give reals. In places that a condition
+excludes, arguments are replaced before a function with unbounded derivative is applied when gradients may be
+taken, so that an excluded place never turns a gradient into NaN.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ def function(backend: Backend, name: str, arguments: Sequence[Named], kind: str)
         minimum = name == "min"
         result = _as(backend, arguments[0], kind)
         for other in arguments[1:]:
-            result = combine(
-                backend, lambda a, b: _extreme(backend, a, b, minimum), result, _as(backend, other, kind)
-            )
+            result = combine(backend, lambda a, b: _extreme(backend, a, b, minimum), result, _as(backend, other, kind))
         return result
     if name == "clip":
         value, low, high = (_as(backend, argument, kind) for argument in arguments)
@@ -64,9 +62,7 @@ def _logaddexp(backend: Backend, a: Array, b: Array) -> Array:
     total = backend.function("exp")(a - safe) + backend.function("exp")(b - safe)
     positive = total > 0
     value = backend.function("log")(backend.where(positive, total, 1.0)) + safe
-    return backend.where(
-        positive | backend.isnan(total), backend.where(backend.isnan(total), total, value), -math.inf
-    )
+    return backend.where(positive | backend.isnan(total), backend.where(backend.isnan(total), total, value), -math.inf)
 
 
 def _softplus(backend: Backend, x: Array) -> Array:
@@ -109,9 +105,7 @@ def _gelu(backend: Backend, x: Array) -> Array:
 
 
 _UNARY: dict[str, Callable[[Backend, Array], Array]] = {
-    "exp2": lambda b, x: (
-        b.function("exp2")(x) if hasattr(b.xp, "exp2") else b.function("exp")(x * math.log(2.0))
-    ),
+    "exp2": lambda b, x: b.function("exp2")(x) if hasattr(b.xp, "exp2") else b.function("exp")(x * math.log(2.0)),
     "rsqrt": lambda b, x: 1.0 / b.function("sqrt")(x),
     "sign": lambda b, x: b.where(x == x, b.function("sign")(x), x),  # torch gives 0 for NaN
     "floor": lambda b, x: b.to_int(b.function("floor")(x)),

@@ -1,22 +1,25 @@
 """`evaluate`: from arrays and options to the outputs' arrays.
 
-It binds sizes and options, converts inputs, runs the evaluator (`arrays`) for the outputs that are wanted and the rows
-that are wanted, and lays the results out as declared. Bad arguments give one clear EvaluationError each.
+It binds sizes and options, converts inputs, runs the evaluator (`arrays`) for the outputs that are wanted and
+the rows that are wanted, and lays the results out as declared. Bad arguments give one clear EvaluationError
+each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from attnspec.spec.language.arithmetic import EXACT, SAMPLES, Arithmetic
-from attnspec.spec.language.arrays import Domain, Evaluator
+from attnspec.spec.language.arrays import Evaluator
 from attnspec.spec.language.backend import Backend, backend_for
 from attnspec.spec.language.check import left_indices
 from attnspec.spec.language.errors import EvaluationError
 from attnspec.spec.language.macros import children
 from attnspec.spec.language.named import Named, expanded
+from attnspec.spec.language.scope import Domain, Scope
 from attnspec.spec.language.sizes import index_size, infer_sizes, resolve_options, shape_of
 from attnspec.spec.language.static import Setting, plan_for, static_value
 from attnspec.spec.language.syntax import InputDecl, Name, Program, Ref
@@ -39,19 +42,21 @@ def evaluate(
 
     Args:
         program: checked equations.
-        inputs: name -> array of shape [batch axes that the input declares..., its axes...]; None means absent.
+        inputs: name -> array of shape [batch axes that the input declares..., its axes...]; None means
+        absent.
         options: name -> value; the others take their defaults.
         sizes: sizes that no shape determines.
         outputs: names of definitions to return; default all declared outputs.
         rows: index -> values; outputs hold only these values along that index (an output or batch axis), and
             intermediates are computed only as far as these need them.
-        xp: array namespace: NumPy (default; float64) or torch (float64, with autograd), or another that follows the
-            Python array API standard.
+        xp: array namespace: NumPy (default; float64) or torch (float64, with autograd), or another that
+            follows the Python array API standard.
         arithmetic: hook that disturbs the arithmetic (see `arithmetic`).
         intermediates: also return every definition that was computed in full.
 
     Returns:
-        name -> array of shape [batch axes..., axes...], with a leading sample axis when the arithmetic adds one.
+        name -> array of shape [batch axes..., axes...], with a leading sample axis when the arithmetic adds
+        one.
 
     Raises:
         EvaluationError: inputs, sizes or options that do not fit, or a gather outside its tensor.
@@ -65,20 +70,17 @@ def evaluate(
         wanted = _wanted(program, outputs)
         backend = backend_for(xp, list(given.values()))
         picks = _rows(program, wanted, rows, found)
-        named = {
-            name: _input(backend, declarations.inputs[name], value, picks, file)
-            for name, value in given.items()
-        }
+        named = {name: _input(backend, declarations.inputs[name], value, picks, file) for name, value in given.items()}
         plan = plan_for(program, Setting(found, resolved, present))
         evaluator = Evaluator(plan, named, backend, arithmetic)
         try:
             if not any(axis not in declarations.batch for axis in picks):
-                _in_order(evaluator, wanted)
+                _in_order(evaluator, wanted, keep=intermediates)
             results = {name: _output(evaluator, name, picks, found) for name in wanted}
             if intermediates:
                 for name in program.order:
-                    key = (name, (None,) * len(program.definitions[name].subscripts))
-                    if name not in results and (key in evaluator.done or name in evaluator.scanned):
+                    known = (name, _full(evaluator, name)) in evaluator.done or name in evaluator.scanned
+                    if name not in results and known:
                         results[name] = _output(evaluator, name, picks, found)
             return results
         except RecursionError:
@@ -94,9 +96,7 @@ def _wanted(program: Program, outputs: Sequence[str] | None) -> list[str]:
         outputs = [outputs]
     for name in outputs:
         if name not in program.definitions:
-            raise EvaluationError(
-                f"unknown output '{name}'{near(name, program.definitions)}", file=program.file
-            )
+            raise EvaluationError(f"unknown output '{name}'{near(name, program.definitions)}", file=program.file)
     return list(outputs)
 
 
@@ -126,16 +126,12 @@ def _rows(
         picked = tuple(int(value) for value in values)
         outside = [value for value in picked if isinstance(size, int) and not 0 <= value < size]
         if outside:
-            raise EvaluationError(
-                f"rows of '{index}' hold {outside[0]}, outside 0..{int(size or 0) - 1}", file=file
-            )
+            raise EvaluationError(f"rows of '{index}' hold {outside[0]}, outside 0..{int(size or 0) - 1}", file=file)
         picks[index] = picked
     return picks
 
 
-def _input(
-    backend: Backend, decl: InputDecl, value: Any, picks: Mapping[str, tuple[int, ...]], file: str
-) -> Named:
+def _input(backend: Backend, decl: InputDecl, value: Any, picks: Mapping[str, tuple[int, ...]], file: str) -> Named:
     """An input as a named array; axes along which it is broadcast are dropped, batch axes restricted to rows."""
     _check_kind(decl, value, file)
     array = backend.asarray(value, decl.kind)
@@ -174,43 +170,54 @@ def _check_kind(decl: InputDecl, value: Any, file: str) -> None:
         raise EvaluationError(f"input '{decl.name}' has dtype {dtype}, expected {wanted}", file=file)
     fits = (array == np.floor(array)) if decl.kind == "int" else (array == 0) | (array == 1)
     if not fits.all():
-        raise EvaluationError(
-            f"input '{decl.name}' has dtype {dtype} with values that are no {wanted}", file=file
-        )
+        raise EvaluationError(f"input '{decl.name}' has dtype {dtype} with values that are no {wanted}", file=file)
 
 
-def _needed(evaluator: Evaluator, wanted: Sequence[str]) -> set[str]:
-    """The definitions that the wanted ones use, after folding."""
+def _uses(evaluator: Evaluator, wanted: Sequence[str]) -> dict[str, set[str]]:
+    """The definitions that the wanted ones need after folding, each with those that it uses itself."""
     program, plan = evaluator.program, evaluator.plan
-    needed: set[str] = set()
+    uses: dict[str, set[str]] = {}
     todo = list(wanted)
     while todo:
         name = todo.pop()
-        if name in needed:
+        if name in uses:
             continue
-        needed.add(name)
+        uses[name] = set()
         bodies = [plan.bodies[name], *([plan.edges[name]] if name in plan.edges else [])]
         stack = [body for body in bodies if not isinstance(body, EvaluationError)]
         while stack:
             node = stack.pop()
             used = node.name if isinstance(node, Ref) else node.id if isinstance(node, Name) else ""
             if used in program.definitions:
-                todo.append(used)
+                uses[name].add(used)
             stack.extend(children(node))
-    return needed
+        todo.extend(uses[name])
+    return uses
 
 
-def _in_order(evaluator: Evaluator, wanted: Sequence[str]) -> None:
-    """Computes what is needed in full, each definition after those it uses, so that chains of any length do."""
-    needed = _needed(evaluator, wanted)
+def _in_order(evaluator: Evaluator, wanted: Sequence[str], keep: bool) -> None:
+    """Computes what is needed in full, each definition after those it uses, so that chains of any length do.
+
+    Unless `keep`, a definition is forgotten after its last use, which bounds the peak memory.
+    """
+    uses = _uses(evaluator, wanted)
+    users = Counter(used for name in uses for used in uses[name])
+    users.update(wanted)
     for name in evaluator.program.order:
-        if name in needed and name not in evaluator.scans:
-            evaluator.tensor(name, (None,) * len(evaluator.program.definitions[name].subscripts))
+        if name not in uses or name in evaluator.scans:
+            continue
+        evaluator.tensor(name, _full(evaluator, name))
+        for used in uses[name]:
+            users[used] -= 1
+            if not users[used] and not keep:
+                evaluator.done.pop((used, _full(evaluator, used)), None)
 
 
-def _output(
-    evaluator: Evaluator, name: str, picks: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]
-) -> Any:
+def _full(evaluator: Evaluator, name: str) -> tuple[Domain, ...]:
+    return (None,) * len(evaluator.program.definitions[name].subscripts)
+
+
+def _output(evaluator: Evaluator, name: str, picks: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]) -> Any:
     """A definition laid out as [samples, batch axes..., axes...]."""
     program, backend = evaluator.program, evaluator.backend
     declarations = program.declarations
@@ -221,8 +228,6 @@ def _output(
         full = values is not None and values == tuple(range(evaluator.size(axis)))
         domains[axis] = None if full else values
     if name in evaluator.scans:
-        from attnspec.spec.language.arrays import Scope
-
         value = evaluator.value(Ref(name, tuple(Name(axis) for axis in left)), Scope(domains))
     else:
         value = evaluator.tensor(name, tuple(domains[axis] for axis in left))
@@ -243,15 +248,3 @@ def _output(
             order = [domain.index(row) for row in picks[axis]]
             array = backend.take(array, order, axes.index(axis))
     return backend.own(array)
-
-
-def missing_lines(program: Program) -> Iterator[str]:
-    """Names of definitions that no output uses."""
-    used = set(program.declarations.outputs)
-    for definition in (*program.definitions.values(), *program.boundaries.values()):
-        stack = [definition.body]
-        while stack:
-            node = stack.pop()
-            used.add(node.name if isinstance(node, Ref) else node.id if isinstance(node, Name) else "")
-            stack.extend(children(node))
-    yield from (name for name in program.definitions if name not in used)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from attnspec.spec.language.errors import SpecError
+from attnspec.spec.language.functions import FUNCTIONS
 from attnspec.spec.language.syntax import (
     NOWHERE,
     Binary,
@@ -182,10 +183,8 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Place], Node]] = {
     "if": lambda n, at: Cond(
         node_from_json(n["test"]), node_from_json(n["then"]), node_from_json(n["else"]), at=at
     ),
-    "call": lambda n, at: Call(n["function"], _read(n["arguments"]), at=at),
-    "reduce": lambda n, at: Reduce(
-        n["op"], tuple(n["indices"]), _read_optional(n["condition"]), node_from_json(n["body"]), at=at
-    ),
+    "call": lambda n, at: _call(n, at),
+    "reduce": lambda n, at: _reduction(n, at),
 }
 
 
@@ -193,6 +192,23 @@ def _comparison(data: Mapping[str, Any], at: Place) -> Node:
     if len(data["operands"]) != len(data["ops"]) + 1:
         raise SpecError("compare: one more operand than ops was expected", file="<tree>")
     return Compare(tuple(data["ops"]), _read(data["operands"]), at=at)
+
+
+def _call(data: Mapping[str, Any], at: Place) -> Node:
+    name, arguments = data["function"], _read(data["arguments"])
+    least, most = (1, 1) if name == "present" else (FUNCTIONS[name].least, FUNCTIONS[name].most)
+    if len(arguments) < least or (most is not None and len(arguments) > most):
+        raise SpecError(f"call: {name} takes {least} argument(s), got {len(arguments)}", file="<tree>")
+    if name == "present" and not isinstance(arguments[0], Name):
+        raise SpecError("call: present takes a name", file="<tree>")
+    return Call(name, arguments, at=at)
+
+
+def _reduction(data: Mapping[str, Any], at: Place) -> Node:
+    op, indices = data["op"], tuple(data["indices"])
+    if op in ("rank", "argsort", "argmax") and len(indices) != 1:
+        raise SpecError(f"reduce: {op} takes exactly one index, got {len(indices)}", file="<tree>")
+    return Reduce(op, indices, _read_optional(data["condition"]), node_from_json(data["body"]), at=at)
 
 
 def _nodes(nodes: Sequence[Node]) -> list[dict[str, Any]]:
@@ -290,21 +306,25 @@ def _refuse_monsters(data: Any) -> None:
             stack += [(value, depth + 1) for value in current]
 
 
-def _validate(data: Mapping[str, Any]) -> None:
+def _validate(data: Any) -> None:
     """Validate by the schema, one node at a time: a validator that recurses would exhaust the stack on deep trees."""
-    whole, node = _validators()
+    whole, by_kind = _validators()
     pending: list[tuple[str, Any, Any]] = [("", data, whole)]
     while pending:
         place, value, validator = pending.pop()
         below: list[tuple[str, Any]] = []
-        entries = value.items() if isinstance(value, Mapping) else ()
-        flat = {key: _without_nodes(entry, f"{place}.{key}", below) for key, entry in entries}
-        errors = validator.iter_errors(flat if isinstance(value, Mapping) else value)
-        error = min(errors, key=lambda e: [str(part) for part in e.absolute_path], default=None)
+        flat = value
+        if isinstance(value, Mapping):
+            flat = {key: _without_nodes(entry, f"{place}.{key}", below) for key, entry in value.items()}
+        error = min(validator.iter_errors(flat), key=lambda e: [str(part) for part in e.absolute_path], default=None)
         if error is not None:
             where = ".".join([place.lstrip("."), *(str(part) for part in error.absolute_path)]).strip(".")
             raise SpecError(f"{where or 'top level'}: {_short(error.message)}", file="<tree>")
-        pending += [(at, entry, node) for at, entry in below]
+        for at, entry in below:
+            kind = entry["node"]
+            if not isinstance(kind, str) or kind not in by_kind:
+                raise SpecError(f"{at.lstrip('.')}: unknown node {_short(repr(kind))}", file="<tree>")
+            pending.append((at, entry, by_kind[kind]))
 
 
 def _without_nodes(value: Any, place: str, found: list[tuple[str, Any]]) -> Any:
@@ -324,9 +344,13 @@ def _short(message: str) -> str:
 
 
 @functools.cache
-def _validators() -> tuple[Any, Any]:
+def _validators() -> tuple[Any, dict[str, Any]]:
+    """Validators for the whole and for each kind of node, which take nodes below them as valid."""
     import jsonschema
 
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    node = {"$schema": schema["$schema"], "$defs": schema["$defs"], "$ref": "#/$defs/node"}
-    return jsonschema.Draft202012Validator(schema), jsonschema.Draft202012Validator(node)
+    nodes = schema["$defs"]["nodes"]
+    schema["$defs"]["node"] = {"type": "object", "required": ["node"]}
+    common = {"$schema": schema["$schema"], "$defs": schema["$defs"]}
+    by_kind = {kind: jsonschema.Draft202012Validator({**common, **entry}) for kind, entry in nodes.items()}
+    return jsonschema.Draft202012Validator(schema), by_kind

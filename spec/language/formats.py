@@ -1,7 +1,7 @@
 """Floating-point formats: rounding float64 values into them, and their unit roundoffs.
 
-Used by case generation (inputs are rounded to the candidate's format before the oracle sees them), by the noise model
-and by the bridges. All values travel as float64 arrays that hold only values of the format.
+Used by case generation (inputs are rounded to the candidate's format before the oracle sees them), by the
+noise model and by the bridges. All values travel as float64 arrays that hold only values of the format.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ def format_of(dtype: str) -> Format:
     try:
         return FORMATS[dtype]
     except (KeyError, TypeError):
-        raise SpecError(
-            f"unknown floating-point format {dtype!r}; expected one of {', '.join(FORMATS)}"
-        ) from None
+        raise SpecError(f"unknown floating-point format {dtype!r}; expected one of {', '.join(FORMATS)}") from None
 
 
 def unit_roundoff(dtype: str) -> float:
@@ -66,8 +64,8 @@ def unit_roundoff(dtype: str) -> float:
 def round_to(x: ArrayLike, dtype: str) -> NDArray[np.float64]:
     """`x` rounded to nearest, ties to even, into a format; as float64.
 
-    Subnormals are kept, what lies beyond the largest number by half a unit or more becomes infinite, NaN, infinities
-    and signed zeros stay.
+    Subnormals are kept, what lies beyond the largest number by half a unit or more becomes infinite, NaN,
+    infinities and signed zeros stay.
 
     Raises:
         SpecError: for an unknown format.

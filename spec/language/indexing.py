@@ -17,9 +17,9 @@ Subscript = str | int | Named
 def select(backend: Backend, target: Named, subscripts: Mapping[str, Subscript]) -> Named:
     """`target` with each axis in `subscripts` replaced.
 
-    A string renames the axis to that index; a number picks one position; a Named integer array gathers. Axes that are
-    not in `subscripts` (batch axes) stay, aligned with the same axes of the gathers. Subscripts of axes that the target
-    lacks are ignored: it does not depend on them.
+    A string renames the axis to that index; a number picks one position; a Named integer array gathers. Axes
+    that are not in `subscripts` (batch axes) stay, aligned with the same axes of the gathers. Subscripts of
+    axes that the target lacks are ignored: it does not depend on them.
     """
     chosen = {axis: subscript for axis, subscript in subscripts.items() if axis in target.axes}
     for axis, subscript in list(chosen.items()):
@@ -70,9 +70,7 @@ def _gather(backend: Backend, target: Named, gathers: Mapping[str, Named], names
     lengths = target.lengths()
     if any(lengths[axis] == 0 for axis in front):
         size = {axis: n for value in gathers.values() for axis, n in value.lengths().items()}
-        return Named(
-            _zeros(backend, target.array, [size[a] for a in outer] + [lengths[a] for a in back]), axes
-        )
+        return Named(_zeros(backend, target.array, [size[a] for a in outer] + [lengths[a] for a in back]), axes)
     order = [target.axes.index(axis) for axis in front + back]
     array = target.array if order == list(range(len(order))) else backend.permute(target.array, order)
     if len(front) == 1 and len(outer) == 1:

@@ -2,9 +2,9 @@
 
     l2norm[d](x, eps=1e-6) = x * rsqrt(sum[d](x*x) + eps)
 
-The prelude (`prelude.txt`) holds the ones every mechanism may use; a file may add its own. A macro's body may bind
-only its own index parameters, so that an argument's indices are never captured by accident. A macro may call macros
-defined above it. Expansion is bounded in size.
+The prelude (`prelude.txt`) holds the ones every mechanism may use; a file may add its own. A macro's body may
+bind only its own index parameters, so that an argument's indices are never captured by accident. A macro may
+call macros defined above it. Expansion is bounded in size.
 """
 
 from __future__ import annotations
@@ -213,9 +213,7 @@ def parse_macros(text: str, file: str, known: Mapping[str, Macro]) -> dict[str, 
                 raise fail(f"{shape}; '**' is not part of the language", at, file)
             default = Converter(line, file, {}, budget).convert(keyword.value)
             if not isinstance(default.operand if isinstance(default, Unary) else default, Num):
-                raise fail(
-                    f"the default of '{keyword.arg}' must be a number", node_place(keyword.value, line), file
-                )
+                raise fail(f"the default of '{keyword.arg}' must be a number", node_place(keyword.value, line), file)
             parameters.append(keyword.arg)
             defaults[keyword.arg] = default
         every = [*indices, *parameters]
@@ -223,9 +221,7 @@ def parse_macros(text: str, file: str, known: Mapping[str, Macro]) -> dict[str, 
             raise fail(f"macro '{name}' names a parameter twice", at, file)
         if reserved := [p for p in every if p in RESERVED]:
             raise fail(f"'{reserved[0]}' is reserved and cannot be a parameter", at, file)
-        body = Converter(line, file, scope, budget).convert(
-            parse_expression(line, equal + 1, len(line.text), file)
-        )
+        body = Converter(line, file, scope, budget).convert(parse_expression(line, equal + 1, len(line.text), file))
         body = bounded(body, line.place(equal + 1), file)
         _only_own_indices(body, name, indices, file)
         found[name] = Macro(name, indices, tuple(parameters), defaults, body, file, line.number)

@@ -81,11 +81,16 @@ def _checked(program: Program, lines: Sequence[Definition], place: int, changed:
     plain = [
         Definition(d.name, d.subscripts, d.body, d.line, d.text) for d in (*lines[:place], changed, *lines[place + 1 :])
     ]
-    text = "\n".join(entry.text for entry in plain)
-    try:
-        return check(plain, program.declarations, text, program.file)
-    except SpecError:
-        return None
+    attempts = [plain]
+    if changed.name in program.boundaries and not changed.boundary:
+        # A recurrence that no longer looks back is a program without its initial line.
+        attempts.append([d for d, line in zip(plain, lines) if line.name != changed.name or not line.boundary])
+    for attempt in attempts:
+        try:
+            return check(attempt, program.declarations, "\n".join(entry.text for entry in attempt), program.file)
+        except SpecError:
+            continue
+    return None
 
 
 def _changes(line: Definition, program: Program) -> Iterator[tuple[str, Node, str]]:

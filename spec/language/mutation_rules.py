@@ -75,7 +75,8 @@ def variants(node: Node, context: Context) -> Iterator[Variant]:
         case Binary():
             yield from _binary(node)
         case Unary():
-            yield f"{'negation' if node.op == 'not' else 'sign'}-dropped", node.operand, f"{_q(node)} replaced by {_q(node.operand)}"
+            operator = "negation-dropped" if node.op == "not" else "sign-dropped"
+            yield operator, node.operand, f"{_q(node)} replaced by {_q(node.operand)}"
         case Logic():
             yield from _logic(node)
         case Cond():
@@ -196,7 +197,8 @@ def _reduce(node: Reduce, context: Context) -> Iterator[Variant]:
         yield "guard-negated", replace(node, condition=negated), f"condition {_q(condition)} of {node.op} negated"
     if node.op in NORMALIZERS and len(node.indices) == 1:
         for other in sorted(context.scope - set(node.indices)):
-            yield "axis-replaced", replace(node, indices=(other,)), f"{node.op} over {other} instead of {node.indices[0]}"
+            what = f"{node.op} over {other} instead of {node.indices[0]}"
+            yield "axis-replaced", replace(node, indices=(other,)), what
     if len(node.indices) > 1:
         for index in node.indices:
             rest = tuple(other for other in node.indices if other != index)
@@ -240,9 +242,9 @@ def _reference(node: Ref, context: Context) -> Iterator[Variant]:
     for first in range(len(axes)):
         for second in range(first + 1, len(axes)):
             if _same_size(axes[first], axes[second], program) and node.subscripts[first] != node.subscripts[second]:
-                parts = list(node.subscripts)
-                parts[first], parts[second] = parts[second], parts[first]
-                yield "subscripts-swapped", replace(node, subscripts=tuple(parts)), f"subscripts of {_q(node)} swapped"
+                turned = list(node.subscripts)
+                turned[first], turned[second] = turned[second], turned[first]
+                yield "subscripts-swapped", replace(node, subscripts=tuple(turned)), f"subscripts of {_q(node)} swapped"
     for other in _like(node.name, axes, context):
         yield "tensor-replaced", replace(node, name=other), f"{node.name} replaced by {other} in {_q(node)}"
 

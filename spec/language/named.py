@@ -1,7 +1,7 @@
 """Arrays whose axes have names: the value type of the array evaluator.
 
-An axis is named after the index it runs over (batch axes included). A value that does not depend on an index has no
-axis for it: that is how `allowed[i,j]` stays one small array for all batches and heads.
+An axis is named after the index it runs over (batch axes included). A value that does not depend on an index
+has no axis for it: that is how `allowed[i,j]` stays one small array for all batches and heads.
 """
 
 from __future__ import annotations

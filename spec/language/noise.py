@@ -1,21 +1,24 @@
 """How far an honest implementation may be from the exact result: sigma for every output element.
 
-Monte Carlo arithmetic (Parker 1997): the equations are evaluated several times with a random error after every operation
-that floating point would round, and the spread is the tolerance. The samples are one more batch axis, so that all are
-computed at once. What is disturbed, with u the unit roundoff of the accumulator's format and every rounding error
-relative, independent and uniform in [-u, u] (variance u**2 / 3):
+Monte Carlo arithmetic (Parker 1997): the equations are evaluated several times with a random error after
+every operation that floating point would round, and the spread is the tolerance. The samples are one more
+batch axis, so that all are computed at once. What is disturbed, with u the unit roundoff of the accumulator's
+format and every rounding error relative, independent and uniform in [-u, u] (variance u**2 / 3):
 
-- a sum of n terms x: each partial sum s_k is rounded once, so the variance is u**2/3 * sum_k s_k**2. For terms of random
-  sign E[s_k**2] is k/n * sum(x**2), which adds up to n/2 * sum(x**2); for terms of one sign s_k is k/n * sum(x), which adds
-  up to n/3 * sum(x)**2. Both parts are taken: the error grows with sqrt(n), as measured for real summations (Higham and
-  Mary 2019), where a worst-case bound would grow with n. Each product carries one rounding: sum(x**2) more.
+- a sum of n terms x: each partial sum s_k is rounded once, so the variance is u**2/3 * sum_k s_k**2. For
+  terms of random sign E[s_k**2] is k/n * sum(x**2), which adds up to n/2 * sum(x**2); for terms of one sign
+  s_k is k/n * sum(x), which adds up to n/3 * sum(x)**2. Both parts are taken: the error grows with sqrt(n),
+  as measured for real summations (Higham and Mary 2019), where a worst-case bound would grow with n. Each
+  product carries one rounding: sum(x**2) more.
 - every named definition that computes something is rounded once to the accumulator's format;
 - elementary functions are good to two units in the last place, and exp also sees its argument rounded once;
 - softmax and logsumexp: exp, the sum of the weights (one error for the whole row) and the division;
-- definitions in `stored` are rounded once to the format of inputs and outputs: x * (1 + u_io * U), plus half the smallest
-  number. The error is drawn rather than computed by rounding x, because an honest kernel rounds a neighbour of x (an
-  unnormalised weight, a differently scaled one), whose rounding error is of that size but not that value;
-- operands of products are rounded to tf32 or to the inputs' format where the model says so and they do not fit already;
+- definitions in `stored` are rounded once to the format of inputs and outputs: x * (1 + u_io * U), plus half
+  the smallest number. The error is drawn rather than computed by rounding x, because an honest kernel rounds
+  a neighbour of x (an unnormalised weight, a differently scaled one), whose rounding error is of that size
+  but not that value;
+- operands of products are rounded to tf32 or to the inputs' format where the model says so and they do not
+  fit already;
 - outputs are rounded once to their format; this last part is added in closed form.
 """
 
@@ -37,6 +40,7 @@ from attnspec.spec.language.syntax import Program
 from numpy.typing import NDArray
 
 _ELEMENTS = 1 << 23
+_LARGE = 1 << 22
 _FUNCTION_ULPS = 2.0
 _POOL = 16
 _NUMPY = backend_for(None, ())
@@ -46,9 +50,9 @@ _NUMPY = backend_for(None, ())
 class RoundingModel:
     """What an implementation may round.
 
-    `io`: format of inputs and outputs. `stored`: definitions rounded once to `io`. `accumulate`: format of sums, of
-    elementary functions and of all other definitions. `product`: "ieee" multiplies operands as they are, "tf32" and "io"
-    round them first. `outputs`: formats of outputs that are not `io` (an LSE in fp32).
+    `io`: format of inputs and outputs. `stored`: definitions rounded once to `io`. `accumulate`: format of
+    sums, of elementary functions and of all other definitions. `product`: "ieee" multiplies operands as they
+    are, "tf32" and "io" round them first. `outputs`: formats of outputs that are not `io` (an LSE in fp32).
     """
 
     io: str = "fp32"
@@ -133,9 +137,7 @@ class Noisy(Arithmetic):
         names = first_axes(value)
         squares = _summed(Named(weights**2, names), axes)
         one = np.ones(squares.shape)
-        row = self._disturbed(
-            Named(one, squares.axes), Named(self._sum_scale(squares.array, one, terms), squares.axes)
-        )
+        row = self._disturbed(Named(one, squares.axes), Named(self._sum_scale(squares.array, one, terms), squares.axes))
         logs = np.log(np.where(weights > 0, weights, 1.0))
         scale = self.unit / math.sqrt(3) * weights * np.sqrt(_FUNCTION_ULPS**2 + 1 + logs**2)
         return self._disturbed(combine(_NUMPY, np.multiply, value, row), Named(scale, names))
@@ -223,6 +225,8 @@ def first_axes(value: Named) -> tuple[str, ...]:
 
 def _finite(array: Any) -> Any:
     array = np.asarray(array, dtype=np.float64)
+    if math.isfinite(array.sum()):
+        return array
     return np.where(np.isfinite(array), array, 0.0)
 
 
@@ -258,15 +262,16 @@ def sigma(
 
     Args:
         rounding: what may be rounded.
-        samples: number of noisy evaluations; default 16, more (up to 64) where the arrays are small, 8 where they are
-            large and rows are long enough to stabilise the estimate.
+        samples: number of noisy evaluations; by default 64 for small arrays and fewer for larger ones, down to 8, and
+            4 above four million elements, where long rows stabilise the estimate.
         seed: the result is the same for the same seed.
         (the others as for `evaluate`)
 
     Returns:
-        exact: name -> float64 array. sigma: name -> array of the same shape, in the output's units: the root mean square
-        of (noisy - exact), stabilised by the median of its row (last axis), and with the rounding of the output added.
-        It is 0 where the exact value is not finite, and where it is 0 without any noise (a fully masked row).
+        exact: name -> float64 array. sigma: name -> array of the same shape, in the output's units: the root
+        mean square of (noisy - exact), stabilised by the median of its row (last axis), and with the rounding
+        of the output added. It is 0 where the exact value is not finite, and where it is 0 without any noise
+        (a fully masked row).
 
     Raises:
         SpecError: unknown names in `rounding`, or whatever `evaluate` refuses.
@@ -279,7 +284,7 @@ def sigma(
     probe = _Largest()
     exact = evaluate(program, inputs, options, sizes=sizes, outputs=outputs, rows=rows, arithmetic=probe)
     if samples is None:
-        samples = 8 if probe.elements > 1 << 20 else min(64, max(16, (1 << 18) // probe.elements))
+        samples = min(64, max(8 if probe.elements <= _LARGE else 4, _LARGE // probe.elements))
     squares = {name: np.zeros(value.shape) for name, value in exact.items()}
     counts = {name: np.zeros(value.shape) for name, value in exact.items()}
     at_once = max(1, min(samples, _ELEMENTS // probe.elements))

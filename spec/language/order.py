@@ -1,8 +1,9 @@
 """Orders definitions so that each comes after what it uses, and recognises recurrences.
 
-Used by `check`. A strongly connected set of definitions is a recurrence when there is one index `t`, on the left side of
-each of them, at which they refer to each other only at `t` and `t-1` (or only at `t` and `t+1`), with the references at
-`t` free of cycles and an initial line for every name referred to at the earlier step. Any other cycle is refused by name.
+Used by `check`. A strongly connected set of definitions is a recurrence when there is one index `t`, on the
+left side of each of them, at which they refer to each other only at `t` and `t-1` (or only at `t` and `t+1`),
+with the references at `t` free of cycles and an initial line for every name referred to at the earlier step.
+Any other cycle is refused by name.
 """
 
 from __future__ import annotations
@@ -53,9 +54,7 @@ def arrange(
                 )
             order.append(name)
             continue
-        scan = _scan(
-            sorted(group, key=lambda name: mains[name].line), mains, boundaries, declarations, uses, file
-        )
+        scan = _scan(sorted(group, key=lambda name: mains[name].line), mains, boundaries, declarations, uses, file)
         scans.append(scan)
         order.extend(scan.names)
     return tuple(order), tuple(scans)
@@ -105,9 +104,7 @@ def _components(uses: Mapping[str, list[str]]) -> Iterator[list[str]]:
                     del open_names[place:]
 
 
-def _references(
-    node: Node, names: set[str], bound: frozenset[str]
-) -> Iterator[tuple[Ref | Name, frozenset[str]]]:
+def _references(node: Node, names: set[str], bound: frozenset[str]) -> Iterator[tuple[Ref | Name, frozenset[str]]]:
     """References to `names` with the indices bound by the reductions around them."""
     if isinstance(node, Ref) and node.name in names:
         yield node, bound
@@ -184,9 +181,7 @@ def _cycle(group: list[str], uses: Mapping[str, list[str]]) -> list[str]:
     return group
 
 
-def _along(
-    index: str, group: list[str], mains: _Definitions, file: str
-) -> tuple[Scan, dict[str, Place]] | None:
+def _along(index: str, group: list[str], mains: _Definitions, file: str) -> tuple[Scan, dict[str, Place]] | None:
     """The recurrence along `index` and the names needed at the boundary, or None when it is none."""
     names = set(group)
     step = 0
@@ -253,8 +248,7 @@ def _check_boundaries(
         for position, (edge, plain) in enumerate(zip(boundary.subscripts, main.subscripts)):
             if position != axis and edge != plain:
                 raise fail(
-                    f"initial line of '{name}': subscript {position + 1} must be the same index as in its "
-                    "equation",
+                    f"initial line of '{name}': subscript {position + 1} must be the same index as in its equation",
                     edge.at,
                     file,
                 )

@@ -1,8 +1,9 @@
 """Reads equations: text -> our syntax tree, by way of Python's `ast`, and never by executing anything.
 
-`read` is what everybody calls: it splits the text (`text`), converts each equation (`Converter`), expands macros and
-hands the definitions to the checker (`check`). Whatever is not in the language (attributes, lambdas, comprehensions,
-strings outside comparisons, chained subscripts, keyword arguments of functions, …) is refused with its column.
+`read` is what everybody calls: it splits the text (`text`), converts each equation (`Converter`), expands
+macros and hands the definitions to the checker (`check`). Whatever is not in the language (attributes,
+lambdas, comprehensions, strings outside comparisons, chained subscripts, keyword arguments of functions, …)
+is refused with its column.
 """
 
 from __future__ import annotations
@@ -161,9 +162,7 @@ class Converter:
 
     def subscript(self, node: ast.Subscript, at: Place, depth: int) -> Node:
         if not isinstance(node.value, ast.Name):
-            raise self.error(
-                "subscripts belong to a name, as in T[i,j]; a second subscript is not allowed", node
-            )
+            raise self.error("subscripts belong to a name, as in T[i,j]; a second subscript is not allowed", node)
         name = node.value.id
         if name in REDUCERS:
             raise fail(f"{name}[…] needs its operand in brackets: {name}[j](expression)", at, self.file)
@@ -182,7 +181,11 @@ class Converter:
             indices, condition = self.bound(target)
             target = target.value
         if not isinstance(target, ast.Name):
-            raise self.error("only a function, a reduction or a macro can be called", node)
+            what = "only a function, a reduction or a macro can be called"
+            raise self.error(
+                f"{_REFUSED[ast.Attribute]} is not part of the language" if isinstance(target, ast.Attribute) else what,
+                node,
+            )
         name = target.id
         if name in self.macros and not (indices is None and name in FUNCTIONS):
             return self.macro(name, indices, condition, node, at, depth)
@@ -208,9 +211,7 @@ class Converter:
             )
         if name == "present":
             if len(node.args) != 1 or not isinstance(node.args[0], ast.Name):
-                raise fail(
-                    "present takes the name of an optional input or of a nullable option", at, self.file
-                )
+                raise fail("present takes the name of an optional input or of a nullable option", at, self.file)
         elif name not in FUNCTIONS:
             if name in REDUCERS:
                 raise fail(f"{name} needs its index: {name}[j](expression)", at, self.file)
@@ -232,9 +233,7 @@ class Converter:
         for position, part in enumerate(parts):
             if isinstance(part, ast.Slice):
                 if position != len(parts) - 1 or part.step is not None:
-                    raise self.error(
-                        "one condition is allowed, after the last index: [j, k : condition]", target
-                    )
+                    raise self.error("one condition is allowed, after the last index: [j, k : condition]", target)
                 if part.lower is None or part.upper is None:
                     raise self.error("expected [index : condition]", target)
                 condition = part.upper
@@ -260,9 +259,7 @@ class Converter:
         if condition is not None:
             raise fail(f"macro '{name}' takes no condition", at, self.file)
         if len(given) != len(macro.indices):
-            raise fail(
-                f"macro '{name}' takes {len(macro.indices)} index(es), got {len(given)}", at, self.file
-            )
+            raise fail(f"macro '{name}' takes {len(macro.indices)} index(es), got {len(given)}", at, self.file)
         if len(node.args) > len(macro.parameters):
             raise fail(
                 f"macro '{name}' takes at most {len(macro.parameters)} argument(s), got {len(node.args)}",
@@ -326,8 +323,9 @@ def read(text: str, declarations: Declarations, *, macros: str = "", file: str =
         if not isinstance(left, ast.Name | ast.Subscript):
             raise fail("the left side must be a name or name[indices]", at, file)
         target = converter.convert(left)
+        subscripts: tuple[Node, ...] = ()
         if isinstance(target, Name):
-            name, subscripts = target.id, ()
+            name = target.id
         else:
             assert isinstance(target, Ref)
             name, subscripts = target.name, target.subscripts

@@ -1,7 +1,7 @@
 """Reductions and normalizers of named arrays that are no sums of products.
 
-Each takes the operand, the condition (None: everything is included) and the reduced axes with their lengths. Excluded
-elements never contribute; empty sets give the values that the language defines.
+Each takes the operand, the condition (None: everything is included) and the reduced axes with their lengths.
+Excluded elements never contribute; empty sets give the values that the language defines.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ def _absent(value: Named, indices: Sequence[str], lengths: Mapping[str, int]) ->
     return math.prod(lengths[index] for index in indices if index not in value.axes)
 
 
-def count(
-    backend: Backend, condition: Named | None, indices: Sequence[str], lengths: Mapping[str, int]
-) -> Named:
+def count(backend: Backend, condition: Named | None, indices: Sequence[str], lengths: Mapping[str, int]) -> Named:
     """The number of included elements."""
     if condition is None:
         return Named(math.prod(lengths[index] for index in indices))
@@ -101,9 +99,7 @@ def extreme(
     if empty:
         shape = [n for axis, n in zip(terms.axes, terms.shape) if axis in axes]
         return Named(backend.full(shape, edge, "int" if whole else "real"), axes)
-    return Named(
-        backend.max(terms.array, positions) if op == "max" else backend.min(terms.array, positions), axes
-    )
+    return Named(backend.max(terms.array, positions) if op == "max" else backend.min(terms.array, positions), axes)
 
 
 def quantifier(
@@ -149,9 +145,7 @@ def softmax(
     lengths: Mapping[str, int],
 ) -> Named:
     """Softmax over the reduced axes, which stay; excluded places and rows of -inf are 0."""
-    terms = _complete(
-        backend, masked(backend, lift(backend, value, "real"), condition, -math.inf), indices, lengths
-    )
+    terms = _complete(backend, masked(backend, lift(backend, value, "real"), condition, -math.inf), indices, lengths)
     if any(lengths[index] == 0 for index in indices):
         return terms
     top = _top(backend, terms, indices)
@@ -171,9 +165,7 @@ def logsumexp(
     lengths: Mapping[str, int],
 ) -> Named:
     """log sum exp over the reduced axes; -inf for nothing or only -inf."""
-    terms = _complete(
-        backend, masked(backend, lift(backend, value, "real"), condition, -math.inf), indices, lengths
-    )
+    terms = _complete(backend, masked(backend, lift(backend, value, "real"), condition, -math.inf), indices, lengths)
     positions, axes = _over(terms, indices)
     if any(lengths[index] == 0 for index in indices):
         shape = [n for axis, n in zip(terms.axes, terms.shape) if axis in axes]
@@ -200,9 +192,7 @@ def has_nan(backend: Backend, value: Named, condition: Named | None) -> Named | 
     return found if backend.truth(found.array) else None
 
 
-def argmax(
-    backend: Backend, value: Named, condition: Named | None, index: str, lengths: Mapping[str, int]
-) -> Named:
+def argmax(backend: Backend, value: Named, condition: Named | None, index: str, lengths: Mapping[str, int]) -> Named:
     """The lowest index of the largest included element; -1 for nothing."""
     value, flags = _ordered_parts(backend, value, condition, index, lengths)
     axis = value.axes.index(index)
@@ -220,11 +210,7 @@ def argmax(
 
 def spread_like(backend: Backend, value: Named, axes: tuple[str, ...]) -> Array:
     """The array with its axes in the given order."""
-    return (
-        value.array
-        if value.axes == axes
-        else backend.permute(value.array, [value.axes.index(a) for a in axes])
-    )
+    return value.array if value.axes == axes else backend.permute(value.array, [value.axes.index(a) for a in axes])
 
 
 def _ordered_parts(
@@ -262,7 +248,5 @@ def order(
         sorting = by_value
     else:
         outside = backend.to_int(~flags)
-        sorting = backend.take_along(
-            by_value, backend.argsort(backend.take_along(outside, by_value, axis), axis), axis
-        )
+        sorting = backend.take_along(by_value, backend.argsort(backend.take_along(outside, by_value, axis), axis), axis)
     return Named(sorting if op == "argsort" else backend.argsort(sorting, axis), value.axes)

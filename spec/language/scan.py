@@ -1,7 +1,7 @@
 """Recurrences: definitions that go step by step along one index, with their boundary.
 
-Used by the array evaluator. All members of a group advance together; every step is kept, since equations outside read
-them. Where only some steps are needed, the recurrence runs only as far as those.
+Used by the array evaluator. All members of a group advance together; every step is kept, since equations
+outside read them. Where only some steps are needed, the recurrence runs only as far as those.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from attnspec.spec.language.check import left_indices
 from attnspec.spec.language.named import Named, expanded
+from attnspec.spec.language.scope import Scope, Step
 from attnspec.spec.language.syntax import Scan
 
 if TYPE_CHECKING:
@@ -17,13 +18,12 @@ if TYPE_CHECKING:
 
 
 def run_scan(evaluator: Evaluator, scan: Scan, name: str, needed: int) -> tuple[Named, int]:
-    """The steps of a member up to the step `needed`, and the step that position 0 of its time axis stands for.
+    """The steps of a member up to the step `needed`, and the step that position 0 of its time axis stands
+    for.
 
-    Forward, positions begin at -1 where the member has an initial line, else at 0; in reverse, the last position is the
-    boundary.
+    Forward, positions begin at -1 where the member has an initial line, else at 0; in reverse, the last
+    position is the boundary.
     """
-    from attnspec.spec.language.arrays import Scope, Step
-
     size = evaluator.size(scan.index)
     kept = evaluator.scanned.get(name)
     if kept is not None and (kept[1] >= needed if scan.step > 0 else kept[1] <= needed):
@@ -34,9 +34,7 @@ def run_scan(evaluator: Evaluator, scan: Scan, name: str, needed: int) -> tuple[
         if member in program.boundaries:
             others = [axis for axis in left_indices(program.definitions[member]) if axis != scan.index]
             body = evaluator.plan.edge(member)
-            initial[member] = evaluator.finish(
-                member, body, evaluator.value(body, Scope(dict.fromkeys(others)))
-            )
+            initial[member] = evaluator.finish(member, body, evaluator.value(body, Scope(dict.fromkeys(others))))
     if scan.step > 0:
         steps = range(min(needed, size - 1) + 1)
     else:

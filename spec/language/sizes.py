@@ -1,7 +1,7 @@
 """Sizes from the shapes of inputs, and options with their defaults: what a call fixes before evaluation.
 
-Used by `evaluate` and by `Mechanism.resolve`. It refuses unknown, missing and ill-typed arguments and shapes that
-contradict each other, naming the argument and the axis.
+Used by `evaluate` and by `Mechanism.resolve`. It refuses unknown, missing and ill-typed arguments and shapes
+that contradict each other, naming the argument and the axis.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def infer_sizes(
     """The sizes that shapes and `sizes` determine, derived sizes included; undetermined ones are left out.
 
     Raises:
-        EvaluationError: an unknown or missing input, a wrong number of axes, or lengths that contradict each other.
+        EvaluationError: an unknown or missing input, a wrong number of axes, or lengths that contradict each
+        other.
     """
     found: dict[str, int] = {}
     source: dict[str, str] = {}
@@ -121,8 +122,7 @@ def _derive(
                 changed = True
             elif found[decl.name] != value:
                 raise EvaluationError(
-                    f"size {decl.name} = {found[decl.name]} from {source[decl.name]}, but its formula "
-                    f"gives {value}",
+                    f"size {decl.name} = {found[decl.name]} from {source[decl.name]}, but its formula gives {value}",
                     file=file,
                 )
         if not changed:
@@ -139,7 +139,8 @@ def resolve_options(
     """Every option's value: as given (checked), its default, its formula's value, or None where it is absent.
 
     Raises:
-        EvaluationError: an unknown option, a missing one without default, a wrong type or a value out of range.
+        EvaluationError: an unknown option, a missing one without default, a wrong type or a value out of
+        range.
     """
     given = dict(options or {})
     for name in given:
@@ -187,9 +188,7 @@ def _typed(decl: OptionDecl, value: Any, file: str) -> int | float | bool | str:
             raise EvaluationError(f"option '{decl.name}' is {shown}, expected True or False", file=file)
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise EvaluationError(
-            f"option '{decl.name}' is {shown}, expected a number of type {decl.type}", file=file
-        )
+        raise EvaluationError(f"option '{decl.name}' is {shown}, expected a number of type {decl.type}", file=file)
     if decl.type == "int":
         if isinstance(value, float):
             if not value.is_integer():
@@ -197,6 +196,7 @@ def _typed(decl: OptionDecl, value: Any, file: str) -> int | float | bool | str:
             value = int(value)
     else:
         value = float(value)
+    number: int | float = value
     if (
         math.isnan(value)
         or (decl.minimum is not None and value < decl.minimum)
@@ -204,7 +204,5 @@ def _typed(decl: OptionDecl, value: Any, file: str) -> int | float | bool | str:
     ):
         low = "-inf" if decl.minimum is None else f"{decl.minimum:g}"
         high = "inf" if decl.maximum is None else f"{decl.maximum:g}"
-        raise EvaluationError(
-            f"option '{decl.name}' is {shown}, expected a value from {low} to {high}", file=file
-        )
-    return value
+        raise EvaluationError(f"option '{decl.name}' is {shown}, expected a value from {low} to {high}", file=file)
+    return number

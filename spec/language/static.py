@@ -1,8 +1,9 @@
 """Static folding: what sizes, options and the presence of inputs already decide is decided before evaluation.
 
-`fold` replaces static names by literals, evaluates static expressions with Python's exact integers and float64, and
-keeps only the chosen branch of a static `if`, `and` or `or`, so that the others may refer to absent inputs. `Plan` holds
-the folded definitions of a program for one setting; plans are cached, as a suite evaluates the same setting many times.
+`fold` replaces static names by literals, evaluates static expressions with Python's exact integers and
+float64, and keeps only the chosen branch of a static `if`, `and` or `or`, so that the others may refer to
+absent inputs. `Plan` holds the folded definitions of a program for one setting; plans are cached, as a suite
+evaluates the same setting many times.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from attnspec.spec.language.check import kind_of
 from attnspec.spec.language.errors import EvaluationError
+from attnspec.spec.language.kinds import kind_of
 from attnspec.spec.language.macros import children, rebuild
 from attnspec.spec.language.syntax import (
     Binary,
@@ -49,10 +50,6 @@ class Setting:
     present: frozenset[str]
 
 
-class _Unknown(Exception):
-    """A static expression refers to a size that is not known (yet)."""
-
-
 def literal(value: Literal, like: Node) -> Node:
     """The literal node of a value, at the place of another node."""
     if isinstance(value, bool):
@@ -65,8 +62,8 @@ def literal(value: Literal, like: Node) -> Node:
 class Folder:
     """Folds expressions for one setting. `known` maps scalar or constant definitions to their literals.
 
-    `kind` gives the kind of an expression of the program; with it, folding keeps kinds: an integer branch of an `if`
-    that is real stays real.
+    `kind` gives the kind of an expression of the program; with it, folding keeps kinds: an integer branch of
+    an `if` that is real stays real.
     """
 
     def __init__(
@@ -83,9 +80,7 @@ class Folder:
         self.plain_left: dict[str, tuple[str, ...]] = {}
 
     def error(self, message: str, node: Node) -> EvaluationError:
-        return EvaluationError(
-            message, file=self.file, equation=node.at.line or None, column=node.at.column or None
-        )
+        return EvaluationError(message, file=self.file, equation=node.at.line or None, column=node.at.column or None)
 
     def fold(self, node: Node) -> Node:
         """The folded node; a literal when it is static."""
@@ -184,7 +179,7 @@ class Folder:
 
                 if function in ("floor", "ceil") and not math.isfinite(values[0]):  # type: ignore[arg-type]
                     raise self.error(f"{function} of a number that is not finite", node)
-                return self.bounded(scalar_function(function, values), node)  # type: ignore[arg-type]
+                return self.bounded(scalar_function(function, values), node)
         raise self.error("not a static expression", node)
 
     def bounded(self, value: Literal, node: Node) -> Literal:
@@ -242,11 +237,7 @@ def scalar_binary(op: str, a: int | float, b: int | float) -> int | float:
     if op == "%":
         return a % b
     if op == "**":
-        return (
-            scalar_power(float(a), float(b))
-            if isinstance(a, float) or isinstance(b, float) or b < 0
-            else a**b
-        )
+        return scalar_power(float(a), float(b)) if isinstance(a, float) or isinstance(b, float) or b < 0 else a**b
     if b == 0:
         return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
     try:
@@ -283,7 +274,8 @@ def static_value(
     """The value of a static expression, or None when it needs something that is not known.
 
     Raises:
-        EvaluationError: when it can be computed but has no value (division by zero, an integer that is too large).
+        EvaluationError: when it can be computed but has no value (division by zero, an integer that is too
+        large).
     """
     given = {name: value for name, value in (options or {}).items() if value is not None}
     folded = Folder(Setting(sizes, given, frozenset(present)), file).fold(node)
@@ -322,9 +314,7 @@ class Plan:
                 value = folder.fold(size)
             except EvaluationError:
                 value = size
-            self.size_of[index] = (
-                value.value if isinstance(value, Num) and isinstance(value.value, int) else None
-            )
+            self.size_of[index] = value.value if isinstance(value, Num) and isinstance(value.value, int) else None
 
     def body(self, name: str) -> Node:
         """The folded right side of a definition. Raises the EvaluationError met when folding it."""

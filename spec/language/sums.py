@@ -1,7 +1,8 @@
 """Sums and means: which are contracted as products, and which are summed element by element.
 
-Used by the array evaluator. `sum[j](a * b / c - d * e)` is split into signed terms and factors; terms whose factors have
-different axes are contracted (`contraction`), so that the outer product of all axes is never built.
+Used by the array evaluator. `sum[j](a * b / c - d * e)` is split into signed terms and factors; terms whose
+factors have different axes are contracted (`contraction`), so that the outer product of all axes is never
+built.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING
 from attnspec.spec.language import elementwise, reductions
 from attnspec.spec.language.contraction import contract
 from attnspec.spec.language.named import Named, combine, is_scalar, lift
+from attnspec.spec.language.scope import Scope
 from attnspec.spec.language.syntax import Binary, Node, Num, Reduce, Unary
 
 if TYPE_CHECKING:
-    from attnspec.spec.language.arrays import Evaluator, Scope
+    from attnspec.spec.language.arrays import Evaluator
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,7 @@ def sum_of(
     if is_scalar(number.array):
         divisor = float(number.array)
         return Named(
-            value.array / divisor
-            if divisor
-            else backend.where(value.array != value.array, 0.0, 0.0 * value.array),
+            value.array / divisor if divisor else backend.where(value.array != value.array, 0.0, 0.0 * value.array),
             value.axes,
         )
     return combine(
@@ -162,8 +162,7 @@ def _contracted(
             scale = elementwise.binary(backend, "*", scale, factor)
     summed = frozenset(lengths)
     if not arrays:
-        value = reductions.total(backend, lift(backend, scale, "real"), condition, tuple(lengths), lengths)
-        return value
+        return reductions.total(backend, lift(backend, scale, "real"), condition, tuple(lengths), lengths)
 
     def run(operands: Sequence[Named]) -> Named:
         return contract(backend, operands, summed, condition, lengths)

@@ -1,8 +1,9 @@
-"""Cuts a text into logical lines: comments off, lines joined inside open brackets, hostile text refused early.
+"""Cuts a text into logical lines: comments off, lines joined inside open brackets, hostile text refused
+early.
 
-Used by `reader` (equations) and `macros` (macro definitions). It refuses control characters, non-ASCII characters outside
-comments, backslashes, unbalanced or too deeply nested brackets, and texts, lines or names that are too long, so that
-Python's own parser only ever sees short and tame text.
+Used by `reader` (equations) and `macros` (macro definitions). It refuses control characters, non-ASCII
+characters outside comments, backslashes, unbalanced or too deeply nested brackets, and texts, lines or names
+that are too long, so that Python's own parser only ever sees short and tame text.
 """
 
 from __future__ import annotations
@@ -110,8 +111,7 @@ def _without_comment(raw: str, number: int, stack: list[tuple[str, Place]], file
             opened, opened_at = stack.pop()
             if opened != _PAIRS[char]:
                 raise fail(
-                    f"bracket '{char}' does not match '{opened}' of line {opened_at.line}, column "
-                    f"{opened_at.column}",
+                    f"bracket '{char}' does not match '{opened}' of line {opened_at.line}, column {opened_at.column}",
                     at,
                     file,
                 )
@@ -121,9 +121,7 @@ def _without_comment(raw: str, number: int, stack: list[tuple[str, Place]], file
         raise fail(f"string is not closed on its line, expected {quote}", Place(number, len(raw) + 1), file)
     found = _LONG_NAME.search(raw)
     if found and not re.fullmatch(r"[0-9]+", found.group()):
-        raise fail(
-            f"name or number longer than {MAX_NAME} characters", Place(number, found.start() + 1), file
-        )
+        raise fail(f"name or number longer than {MAX_NAME} characters", Place(number, found.start() + 1), file)
     return raw
 
 
