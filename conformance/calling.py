@@ -21,7 +21,7 @@ from attnspec.conformance.binding import Binding
 from attnspec.conformance.candidate import CandidateError
 from attnspec.conformance.job import Call, Job
 from attnspec.conformance.memory import Memory, NumpyMemory, Unguarded
-from attnspec.conformance.receipt import BUDGET, Watch
+from attnspec.conformance.receipt import BUDGET, THOROUGH, Watch
 from attnspec.conformance.types import Observation, Unsupported
 
 KEPT, KEPT_ELEMENTS = 16, 1 << 18  # earlier results that are kept to recognise their memory
@@ -29,13 +29,18 @@ THREAD_WAIT = 2.0  # seconds that threads which the candidate started get to fin
 
 
 class Caller:
-    """Calls one bound candidate on one device."""
+    """Calls one bound candidate on one device.
+
+    Raises:
+        CandidateError: its framework or the device is not there, or its backward function cannot be matched.
+    """
 
     def __init__(self, binding: Binding, device: str) -> None:
         bridges.require(binding.candidate.framework, device)
         self.binding = binding
         self.candidate = binding.candidate
         self.device = device
+        self.back = gradients.backward_binding(binding) if self.candidate.backward is not None else None
         self.calls = 0
         self.kept: dict[tuple[str, tuple[int, ...], str], tuple[Any, str]] = {}
 
@@ -61,7 +66,7 @@ class Caller:
                 observation.status = "error"
             observation.message = ("out of memory: " if _is_memory(error) else "") + _told(error)
             observation.traceback = "".join(traceback.format_exception(error))[-4000:]
-        observation.seconds = time.perf_counter() - began
+        observation.seconds = observation.seconds or time.perf_counter() - began
         return observation
 
     def _observe(self, job: Job, observation: Observation) -> None:
@@ -72,7 +77,7 @@ class Caller:
                 raise Unsupported(reason)
         stale = self._decoy(job) if job.decoy else None
         memory, placed, cotangents = self._place(job, job.call)
-        watch = Watch(candidate.function, None if job.thorough else BUDGET)
+        watch = Watch(candidate.function, THOROUGH if job.thorough else BUDGET)
         started = time.perf_counter()
         try:
             with _threads(observation.memory_faults), watch, memory.watching():
@@ -157,8 +162,8 @@ class Caller:
 
         if not job.wrt:
             return forward(placed), {}, []
-        if self.candidate.backward is not None:
-            return gradients.explicit(self.binding, forward, placed, cotangents, job, call)
+        if self.back is not None:
+            return gradients.explicit(self.binding, self.back, forward, placed, cotangents, job.wrt, call)
         differentiate = gradients.by_torch if self.candidate.framework == "torch" else gradients.by_jax
         return differentiate(self.candidate, forward, placed, cotangents, job.wrt)
 
@@ -247,7 +252,7 @@ class Caller:
             "device": job.device,
             "dtypes": {name: bridges.dtype_name(value.dtype) for name, value in results.items()},
             "layouts": memory.layout_of(),
-            "watched": "every call" if watch.complete else f"the first {BUDGET} calls",
+            "watched": "every call" if watch.complete else f"the first {watch.budget} calls",
             "oracle_calls": watch.oracle_calls,
             "memory": "not guarded: JAX owns its arrays"
             if framework == "jax"

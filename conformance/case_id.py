@@ -137,7 +137,7 @@ def text(mechanism: Mechanism, case: Case) -> str:
 
 
 def renamed(case: Case, mechanism: Mechanism | None = None) -> Case | None:
-    """The case with the id, rows and inputs that follow from its other fields; None where the mechanism has none such."""
+    """The case with the id, rows and inputs that follow from its other fields; None where there is no such case."""
     spec = mechanism or load(case.mechanism)
     names = [name for name in case.inputs if name in spec.inputs]
     try:

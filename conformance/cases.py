@@ -16,11 +16,12 @@ from typing import Any
 from attnspec.conformance import exhaustive, probes, shapes
 from attnspec.conformance.case_id import CaseError, make, parse, renamed
 from attnspec.conformance.data import build
-from attnspec.conformance.settings import PLAIN, Setting, alone, pairs
+from attnspec.conformance.settings import PLAIN, Setting, alone, merged, pairs
 from attnspec.conformance.types import CandidateSignature, Case, Direction, Level
 from attnspec.spec.mechanism import Mechanism
 
 LAYOUTS = ("transposed", "swapped", "strided", "padded", "offset", "misaligned")
+MEETINGS = {"smoke": 0, "standard": 30, "exhaustive": 200}
 PAIRS = {"smoke": 3, "standard": 14, "exhaustive": 200}
 MASKING = ("mask", "segment", "length", "page_table")
 """Roles of inputs that decide which keys a query sees."""
@@ -42,14 +43,25 @@ def cases_for(
         supported: the inputs and options that the candidate takes, or its signature; None: all.
     """
     taken, required = _taken(mechanism, supported)
+    signature = supported if isinstance(supported, CandidateSignature) else None
     directions = (direction,) if isinstance(direction, str) else tuple(direction)
     found: dict[str, Case] = {}
     for way in directions:
         for dtype in dtypes:
             plan = _Plan(mechanism, level, dtype, way, seed, taken, required)
             plan.forward() if way == "forward" else plan.backward()
-            found.update((case.id, case) for case in plan.cases)
+            found.update((case.id, case) for case in plan.cases if _posable(mechanism, signature, case))
     return list(found.values())
+
+
+def _posable(mechanism: Mechanism, signature: CandidateSignature | None, case: Case) -> bool:
+    """Whether what the candidate states about itself leaves the case a meaning."""
+    if signature is None:
+        return True
+    if case.group.endswith("_all"):
+        # Cotangents for every output are for candidates that return every output.
+        return signature.outputs is None or set(mechanism.outputs) <= set(signature.outputs)
+    return True
 
 
 def case_from_id(identifier: str, mechanism: Mechanism | None = None) -> Case:
@@ -118,13 +130,17 @@ class _Plan:
         return [setting for setting in self.settings if set(names) & set(setting.names)]
 
     def masking(self) -> list[Setting]:
-        """Settings that change which keys a query sees: one of each kind, then combinations of two."""
+        """Settings that change which keys a query sees."""
         single: list[Setting] = []
         for setting in self.settings:
             by_input = any(self.mechanism.inputs[name].role in MASKING for name in setting.inputs)
             if by_input or any(name in SEEING for name in setting.options):
                 single.append(setting)
         return single
+
+    def meeting(self) -> list[Setting]:
+        """Settings in which every two different rules of who sees whom meet."""
+        return pairs(self.mechanism, _first_of_each(self.masking()), 3, MEETINGS[self.level])
 
     def small(self) -> bool:
         return self.level == "smoke"
@@ -161,8 +177,10 @@ class _Plan:
         for setting in self.settings:
             self.add("options", setting=setting)
         for setting in _first_of_each(self.of(*SEEING)):
-            for sizes in (TURNED, shapes.TILES, TILES_TURNED):
+            for sizes in (TURNED, ONE_QUERY, shapes.TILES, TILES_TURNED):
                 self.add("options", sizes, setting)
+        for number, setting in enumerate(self.meeting()):
+            self.add("options", (TURNED, shapes.BASE)[number % 2], setting)
         nullable = {name: None for name, decl in self.mechanism.options.items() if decl.nullable and name in self.taken}
         if nullable:
             self.add("options", options=nullable)
@@ -173,6 +191,10 @@ class _Plan:
         some = self.settings if self.level == "exhaustive" else _first_of_each(self.settings)
         for number, setting in enumerate(pairs(self.mechanism, some, 2 if len(some) <= 5 else 4, PAIRS[self.level])):
             self.add("options", (shapes.BASE, TURNED)[number % 2], setting)
+
+    def emptying(self) -> Mapping[str, Any]:
+        """Options under which some rows of `TURNED` see nothing, where there are such."""
+        return next((setting.options for setting in self.of("causal") if not setting.inputs), {})
 
     def values(self) -> None:
         self.add("values", shapes.WIDE, values="rising")
@@ -198,6 +220,7 @@ class _Plan:
                     self.add("values", shapes.TILES, setting, values="leading_masked")
                 elif decl.role == "sink":
                     self.add("values", setting=setting, values="big_sink")
+                    self.add("values", TURNED, setting, values="absent_sink", options=self.emptying())
 
     def hidden(self) -> None:
         if self.small():
@@ -207,8 +230,8 @@ class _Plan:
         three = {**shapes.BASE, "batch": 3}
         self.add("hidden", three, values="neighbour_nan")
         for setting in self.masking():
-            by_input = any(self.mechanism.inputs[name].role in ("length", "segment", "page_table") for name in setting.inputs)
-            if by_input:
+            given = {self.mechanism.inputs[name].role for name in setting.inputs}
+            if given & {"length", "segment", "page_table"}:
                 self.add("hidden", setting=setting, values="unseen_nan")
         for setting in _first_of_each(self.masking()):
             self.add("hidden", TILES_TURNED, setting, values="future_big")
@@ -240,7 +263,7 @@ class _Plan:
             self.add("layouts", layout=f"{LAYOUTS[number % 3]}:{name}")
             self.add("layouts", shapes.TILES, layout=f"{LAYOUTS[(number + 1) % 3]}:{name}")
         for name, decl in self.mechanism.inputs.items():
-            if decl.role in ("bias", "mask"):
+            if decl.role == "bias":
                 for setting in self.of(name)[:1]:
                     self.add("layouts", setting=setting, layout=f"transposed:{name}")
 
@@ -266,8 +289,8 @@ class _Plan:
             self.add("small", exhaustive.SIZES[name], setting, values=name)
             if name.startswith("every_window"):
                 for other in self.of("causal", "causal_alignment"):
-                    merged = {**other.options, **options}
-                    self.add("small", exhaustive.SIZES[name], Setting((name,), merged, inputs), values=name)
+                    both = Setting((name,), {**other.options, **options}, inputs)
+                    self.add("small", exhaustive.SIZES[name], both, values=name)
 
     def long(self) -> None:
         for sizes in LONG[self.level]:
@@ -304,8 +327,7 @@ class _Plan:
         if self.small():
             return
         for setting in _first_of_each(self.settings):
-            if setting.inputs or set(setting.options) & {"softcap", "causal"}:
-                self.add("gradients_all", TURNED, setting)
+            self.add("gradients_all", TURNED, setting)
         for setting in _first_of_each(self.of(*SEEING)):
             self.add("gradients", TURNED, setting)
             self.add("gradients", TILES_TURNED, setting)
@@ -315,17 +337,26 @@ class _Plan:
             for setting in self.of(name)[:1]:
                 if decl.role in ("bias", "mask"):
                     self.add("gradients", setting=setting, values="empty_rows")
+                if decl.role == "sink":
+                    self.add("gradients_all", TURNED, setting, values="absent_sink", options=self.emptying())
                 for single in _broadcasts(decl.broadcast, every=False) if decl.differentiable else ():
                     self.add("gradients", setting=setting, broadcast={name: single})
                 if decl.role in ("length", "segment"):
                     self.add("gradients", setting=setting, values="unseen_nan")
+                    for other in self.of("bias", "softcap"):
+                        both = merged(self.mechanism, [setting, other])
+                        if both is not None:
+                            self.add("gradients", setting=both, values="unseen_nan")
+                if decl.role == "sink":
+                    self.add("gradients", setting=setting, values="big_sink")
         for layout in ("swapped", "strided", "transposed:V"):
             self.add("gradients", layout=layout)
         self.add("gradients", check="determinism")
         for setting in self.of("causal", "scale")[:2]:
             self.add("gradients", setting=setting, check="sequence")
         some = _first_of_each(self.settings)
-        for number, setting in enumerate(pairs(self.mechanism, some, 2 if len(some) <= 5 else 4, PAIRS[self.level] // 2)):
+        met = pairs(self.mechanism, some, 2 if len(some) <= 5 else 4, PAIRS[self.level] // 2)
+        for number, setting in enumerate(met):
             self.add("gradients", (TURNED, shapes.BASE)[number % 2], setting)
 
 
@@ -336,11 +367,12 @@ SEEING = (
 
 TURNED = {**shapes.BASE, "queries": 23, "keys": 14}
 TILES_TURNED = {**shapes.TILES, "queries": 131, "keys": 67}
+ONE_QUERY = {**shapes.BASE, "queries": 1}
 SQUARE = {**shapes.BASE, "queries": 21, "keys": 21}
 PROBE = {"batch": 1, "heads": 2, "kv_heads": 1, "queries": 37, "keys": 43, "feature": 32, "value_feature": 32}
 PROBE_TURNED = {**PROBE, "queries": 43, "keys": 29}
 MANY_KEYS = {"batch": 1, "heads": 2, "kv_heads": 1, "queries": 5, "keys": 1100, "feature": 16, "value_feature": 16}
-_NARROW = {"batch": 1, "heads": 1, "kv_heads": 1, "feature": 16, "value_feature": 16}
+_NARROW = {"batch": 1, "heads": 1, "kv_heads": 1, "feature": 32, "value_feature": 32}
 LONG = {
     "smoke": ({**_NARROW, "queries": 5, "keys": 2053},),
     "standard": ({**_NARROW, "queries": 4096, "keys": 4096}, {**_NARROW, "queries": 5, "keys": 16389}),
@@ -378,7 +410,8 @@ def _broadcasts(axes: Sequence[str], *, every: bool) -> list[str]:
     if not axes:
         return []
     if every:
-        return ["".join(axis for bit, axis in enumerate(axes) if number >> bit & 1) for number in range(1, 2 ** len(axes))]
+        numbers = range(1, 2 ** len(axes))
+        return ["".join(axis for bit, axis in enumerate(axes) if number >> bit & 1) for number in numbers]
     return list(dict.fromkeys((*axes, "".join(axes[:2]), "".join(axes))))
 
 

@@ -264,13 +264,12 @@ def _ranked(mechanism: Mechanism, backward: bool) -> list[Any]:
     """The mutants of the forward or backward equations, likely mistakes first; made once per text."""
     from attnspec.spec.language import mutants
 
-    program, own = mechanism.program, None
-    if backward and mechanism.gradient is not None:
-        # The outputs are right, so it is the backward equations that are not.
-        program = mechanism.gradient
-        own = [name for name in program.definitions if name not in mechanism.program.definitions]
+    program = mechanism.gradient if backward and mechanism.gradient is not None else mechanism.program
     key = (mechanism.name, program.text)
     if key not in _KNOWN:
         rank = {operator: place for place, operator in enumerate(LIKELY)}
-        _KNOWN[key] = sorted(mutants(program, own), key=lambda mutant: rank.get(mutant.operator, len(rank)))
+        own = frozenset(program.definitions) - frozenset(mechanism.program.definitions) if backward else frozenset()
+        _KNOWN[key] = sorted(
+            mutants(program), key=lambda mutant: (mutant.name not in own, rank.get(mutant.operator, len(rank)))
+        )
     return _KNOWN[key]

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance import probes, semantics, shapes, values
 from attnspec.conformance.case_id import CaseError
 from attnspec.conformance.exhaustive import SCOPES, scope
@@ -31,6 +30,7 @@ HIDDEN = {
 """Values that hide something: where (keys that no query sees, the last keys, another batch entry), and what."""
 REFUSALS = ("bad_features", "bad_keys", "bad_heads", "bad_mask", "bad_batch")
 KEY_SENTINEL = 2.0**8
+VALUE_SENTINEL = 2.0**8
 
 
 def recipes() -> tuple[str, ...]:
@@ -38,9 +38,7 @@ def recipes() -> tuple[str, ...]:
     return (*values.RECIPES, *HIDDEN, *REFUSALS, *probes.RECIPES, *SCOPES)
 
 
-def build(
-    case: Case, declares: Mapping[str, Any] | None = None, *, mechanism: Mechanism | None = None
-) -> CaseData:
+def build(case: Case, declares: Mapping[str, Any] | None = None, *, mechanism: Mechanism | None = None) -> CaseData:
     """The arrays of a case, in the spec's conventions (`semantics.to_candidate` converts them).
 
     Raises:
@@ -75,9 +73,7 @@ def build(
     return finish(case, spec, data, declares)
 
 
-def finish(
-    case: Case, spec: Mechanism, data: CaseData, declares: Mapping[str, Any] | None
-) -> CaseData:
+def finish(case: Case, spec: Mechanism, data: CaseData, declares: Mapping[str, Any] | None) -> CaseData:
     """Cotangents, output shapes and further calls."""
     calls = list(data.extra.get("calls", []))
     data.extra["shapes"] = output_shapes(spec, data)
@@ -132,8 +128,12 @@ def empty_rows(spec: Mechanism, data: CaseData, options: Mapping[str, Any], rows
 
 def _hide(spec: Mechanism, case: Case, data: CaseData, declares: Mapping[str, Any] | None) -> None:
     where, what = HIDDEN[case.values]
+    big = values.HUGE[case.dtype]
     if where != "neighbour" and semantics.declared(declares, "unseen_values") == "multiplied":
         what = "big"
+        if case.direction == "backward":
+            # dP of a masked pair is a sum over the features that an honest eager backward pass stores in the dtype.
+            big = min(big, VALUE_SENTINEL)
     parts = shapes.roles(spec)
     if where == "neighbour":
         for name in data.inputs:
@@ -142,14 +142,21 @@ def _hide(spec: Mechanism, case: Case, data: CaseData, declares: Mapping[str, An
                 data.inputs[name] = data.inputs[name].copy()
                 data.inputs[name][-1] = np.nan
         return
-    keep = visible(spec, data, oracle_options(spec, data, declares))
+    options = oracle_options(spec, data, declares)
+    keep = visible(spec, data, options)
     if keep is None:
         return
     for name in list(data.inputs):
         decl = spec.inputs[name]
+        if decl.role == "query" and where == "unseen" and "real_q" in spec.program.definitions:
+            padded = ~np.asarray(spec.evaluate(data.inputs, options, outputs=["real_q"])["real_q"], dtype=bool)
+            rows = np.broadcast_to(padded, (data.inputs[name].shape[0], padded.shape[-1]))
+            data.inputs[name] = np.where(
+                rows[:, None, :, None], np.nan if what == "nan" else KEY_SENTINEL, data.inputs[name]
+            )
         if decl.role not in ("key", "value"):
             continue
-        fill = {"nan": np.nan, "inf": np.inf, "big": values.HUGE[case.dtype]}[what]
+        fill = {"nan": np.nan, "inf": np.inf, "big": big}[what]
         if what != "nan" and decl.role == "key":
             fill = KEY_SENTINEL
         axes = (*decl.batch, *decl.axes)
@@ -186,7 +193,7 @@ def _used_slots(data: CaseData, shape: tuple[int, ...]) -> Any:
 def _spoiled(spec: Mechanism, what: str, inputs: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """Inputs that contradict each other, which a candidate must refuse."""
     found = dict(inputs)
-    role = {decl.role: name for name, decl in reversed(spec.inputs.items()) if name in inputs}
+    role = {decl.role: name for name, decl in reversed(list(spec.inputs.items())) if name in inputs}
     if what == "bad_features":
         found[role["key"]] = inputs[role["key"]][..., :-1]
     elif what == "bad_keys":
@@ -224,9 +231,7 @@ def _no_calls(case: Case, spec: Mechanism, data: CaseData, declares: Mapping[str
     return []
 
 
-def _other_options(
-    case: Case, spec: Mechanism, data: CaseData, declares: Mapping[str, Any] | None
-) -> list[CaseData]:
+def _other_options(case: Case, spec: Mechanism, data: CaseData, declares: Mapping[str, Any] | None) -> list[CaseData]:
     """The same arrays without each option, and with all of them again: a kernel cached under too short a key shows."""
     calls = []
     for name in data.options:
@@ -236,9 +241,7 @@ def _other_options(
     return [*calls, CaseData(dict(data.inputs), dict(data.options))]
 
 
-def _other_batch(
-    case: Case, spec: Mechanism, data: CaseData, declares: Mapping[str, Any] | None
-) -> list[CaseData]:
+def _other_batch(case: Case, spec: Mechanism, data: CaseData, declares: Mapping[str, Any] | None) -> list[CaseData]:
     """One batch entry alone, and all of them in reverse order."""
 
     def picked(entries: slice) -> CaseData:

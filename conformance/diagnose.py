@@ -43,13 +43,15 @@ def diagnose(
     Args:
         observed: what came and what was wanted; gradients are named `dQ` for input `Q`.
         call: runs the candidate on other arrays, to read its weights.
-        budget_seconds: for the search of a cause.
+        budget_seconds: for the search of a cause; 0: none is searched.
         confirm: a larger failing case that tells similar causes apart.
     """
     region = region_of(mechanism, case, observed, data)
     weights = _weights(mechanism, case, data, observed, call)
     found = _combined(region, weights)
-    cause = causes.guess(mechanism, case, data, observed, budget_seconds=budget_seconds, confirm=confirm)
+    cause = None
+    if budget_seconds > 0:
+        cause = causes.guess(mechanism, case, data, observed, budget_seconds=budget_seconds, confirm=confirm)
     return assemble(found, cause)
 
 
@@ -80,10 +82,10 @@ def region_of(
     outputs = [name for name in failing if name in mechanism.outputs]
     gradients = [name for name in failing if name not in mechanism.outputs]
     if outputs == ["LSE"] and not gradients and len(bad) > 1:
-        return _lse(mechanism, observed, bad["LSE"])
+        return _lse(mechanism, case, observed, bad["LSE"])
     name = outputs[0] if outputs else _worst(gradients, observed)
     axes = _axes(mechanism, name)
-    region = locate(bad[name], axes, empty=_empty_rows(observed, name, axes))
+    region = locate(bad[name], axes, empty=_empty_rows(observed, name, axes), ignore=_ignored(case))
     if region is None:
         return None
     if outputs == ["LSE"]:
@@ -101,7 +103,7 @@ def region_of(
     return region
 
 
-def _lse(mechanism: Mechanism, observed: Observed, bad: NDArray[np.bool_]) -> Region:
+def _lse(mechanism: Mechanism, case: Case, observed: Observed, bad: NDArray[np.bool_]) -> Region:
     """Only the log-sum-exp is wrong: by which rule, if there is one."""
     got, want, sigma = observed.got["LSE"], observed.want["LSE"], observed.sigma["LSE"]
     finite = np.isfinite(got) & np.isfinite(want)
@@ -121,7 +123,7 @@ def _lse(mechanism: Mechanism, observed: Observed, bad: NDArray[np.bool_]) -> Re
             sentence = f"LSE only, by the factor {factor:.5g}{close[0] if close else ''}"
         elif not wrong(got, want + shift, sigma, observed.limit)[finite].any():
             sentence = f"LSE only, by the constant {shift:+.5g}"
-    region = locate(bad, _axes(mechanism, "LSE"))
+    region = locate(bad, _axes(mechanism, "LSE"), ignore=_ignored(case))
     axes = region.axes if region is not None else {}
     if axes and region is not None and "constant" not in sentence and "factor" not in sentence:
         sentence += f": {region.sentence}"
@@ -134,6 +136,12 @@ def _gradient(region: Region, name: str, failing: Sequence[str], right: Sequence
     where = "" if region.kind == "everything" and region.sentence == "everywhere" else f": {region.sentence}"
     sentence = f"gradients {wrong_names}{right_names}; {name}{where or ': everywhere'}"
     return Region("gradient", sentence, {**region.axes}, region.share)
+
+
+def _ignored(case: Case) -> tuple[str, ...]:
+    """Axes that say nothing: the batch where a case packs every small problem of a kind into one call, and the
+    features where the values are codes of the keys."""
+    return (("b",) if case.values.startswith("every_") else ()) + (("e",) if case.check == "exact" else ())
 
 
 def _worst(names: Sequence[str], observed: Observed) -> str:
@@ -171,7 +179,7 @@ def _weights(
     if read is None:
         return None
     got, want = read
-    return locate_weights(got, want, 64 * ROUNDOFF.get(case.dtype, 2.0**-24) + 1e-5)
+    return locate_weights(got, want, 64 * ROUNDOFF.get(case.dtype, 2.0**-24) + 1e-5, batch="b" not in _ignored(case))
 
 
 def _combined(region: Region | None, weights: Region | None) -> Region | None:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance import shapes, values
+from attnspec.conformance.case_id import CaseError
 from attnspec.conformance.types import Case, CaseData
 from attnspec.spec.mechanism import Mechanism
 
@@ -126,14 +126,19 @@ def scope(spec: Mechanism, case: Case) -> CaseData:
         spec, shapes.roles(spec), sizes=shapes.derived(spec, case.sizes), options=case.options, present=present,
         broadcast=case.params.get("broadcast", {}), values="normal", dtype=case.dtype, seed=case.seed,
     )  # fmt: skip
-    further = SCOPES[case.values](spec, case, inputs)
+    try:
+        further = SCOPES[case.values](spec, case, inputs)
+    except StopIteration:
+        raise CaseError(f"case id: {case.values!r} needs an input that this case does not have") from None
     settings: list[Mapping[str, Any]] = list(further) or [case.options]
     data = CaseData(inputs, dict(settings[0]))
     data.extra["calls"] = [CaseData(dict(inputs), dict(options)) for options in settings[1:]]
     return data
 
 
-def available(spec: Mechanism, inputs: set[str], options: set[str]) -> dict[str, tuple[tuple[str, ...], dict[str, Any]]]:
+def available(
+    spec: Mechanism, inputs: set[str], options: set[str]
+) -> dict[str, tuple[tuple[str, ...], dict[str, Any]]]:
     """The scopes that these inputs and options allow, each with the inputs and options of its case."""
     by_role: dict[str, list[str]] = {}
     for name in spec.inputs:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from attnspec.conformance import semantics
+from attnspec.conformance.case_id import parse
 from attnspec.conformance.causes import Observed
 from attnspec.conformance.diagnose import assemble, diagnose
 from attnspec.conformance.outcome import failures
@@ -89,10 +90,14 @@ def explain_failure(session: Session, result: CaseResult, budget_seconds: float)
     if small.result.status != "fail":
         small = original
     told: dict[str, Any] = {}
+    difference = _difference(session, small, original)
     examinations = [original] if small is original else [original, small]
     for examination in examinations:
         left = budget_seconds - (time.monotonic() - began)
-        told = _merged(told, _diagnosis(session, examination, original, max(min(CAUSE_SECONDS, left), 0.1)))
+        seconds = 0.0 if difference is not None else max(min(CAUSE_SECONDS, left), 0.1)
+        told = _merged(told, _diagnosis(session, examination, original, seconds))
+    if difference is not None:
+        told = _merged(told, {"cause": difference})
     if small is not original:
         told["smallest"] = small.case.id
     return told
@@ -101,50 +106,78 @@ def explain_failure(session: Session, result: CaseResult, budget_seconds: float)
 def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """The region of the original case, unless only the smaller one has a structure; the cause of the smaller one."""
     region = first.get("region") or second.get("region")
-    if region and region["kind"] == "everything" and second.get("region"):
-        region = second["region"]
+    closer = second.get("region")
+    if region and region["kind"] == "everything" and closer and closer["kind"] in ("diagonal", "block", "head"):
+        region = closer
     cause = second.get("cause") or first.get("cause")
     told = {name: part for name, part in (("region", region), ("cause", cause)) if part}
     sentences = [part["sentence"] for part in told.values()]
     return {**told, "sentence": "; ".join(sentences)} if sentences else told
 
 
+def _difference(session: Session, small: Examination, original: Examination) -> dict[str, Any] | None:
+    """The named semantics with which both cases would pass: a declaration is missing, and nothing is wrong."""
+    table = semantics.table_for(session.suite.mechanism)
+    choices = [(name, value) for name, entry in table.items() for value in entry.values]
+    # What promises less comes last: another convention explains more than a row that is not judged.
+    for name, value in sorted(choices, key=lambda choice: choice[1] in ("undefined", "none", "rounding", "unchecked")):
+        if semantics.declared(session.signature.declares, name) == value:
+            continue
+        if all(_passes(session, case, name, value) for case in dict.fromkeys((small.case.id, original.case.id))):
+            return {
+                "variant": f"{name}={value}",
+                "sentence": f"passes once it declares {name} = {value!r} ({table[name].doc})",
+                "others": [],
+            }
+    return None
+
+
+def _passes(session: Session, case_id: str, name: str, value: str) -> bool:
+    stated = session.signature
+    session.signature = dataclasses.replace(stated, declares={**stated.declares, name: value})
+    try:
+        return session.judge(parse(case_id)).status == "pass"
+    except Exception:
+        # A declaration that does not fit the case at all is no explanation.
+        return False
+    finally:
+        session.signature = stated
+
+
 def _diagnosis(session: Session, seen: Examination, original: Examination, budget_seconds: float) -> dict[str, Any]:
-    observed = observe(seen)
-    if observed is None:
+    wrong = observe(seen)
+    if wrong is None:
         return {}
-    confirm = None
-    if seen is not original:
-        larger = observe(original)
-        confirm = (original.case, original.data, larger) if larger is not None else None
+    case, data, observed = wrong
     try:
         return diagnose(
             session.suite.mechanism,
-            seen.case,
-            seen.data,
+            case,
+            data,
             observed,
             call=_call(session, seen),
             budget_seconds=budget_seconds,
-            confirm=confirm,
+            confirm=observe(original) if seen is not original else None,
         )
     except SpecError:
         # The equations cannot be evaluated on arrays made up for the diagnosis; the verdict stands without it.
         return {}
 
 
-def observe(seen: Examination) -> Observed | None:
+def observe(seen: Examination) -> tuple[Case, CaseData, Observed] | None:
     """What came and what was wanted, of everything that was judged; None where shapes do not fit.
 
-    Where only a further call of the case is wrong, it is that call's arrays.
+    Where only a further call of the case is wrong, it is that call's arrays, and a case with that call's options.
     """
     backward = seen.case.direction == "backward"
     number = _later_call(seen)
-    expected, data = seen.expected, seen.data
+    case, expected, data = seen.case, seen.expected, seen.data
     returned: Mapping[str, Any] = seen.observation.gradients if backward else seen.observation.outputs
     if number is not None:
         expected = seen.expected.calls[number - 2]
         returned = seen.observation.repeats[number - 2]["gradients" if backward else "outputs"]
-        data = expected.data
+        data = expected.data or data
+        case = dataclasses.replace(case, options=dict(data.options), rows=None)
     if semantics.differences(expected.declares):
         both = semantics.from_candidate(
             load(seen.case.mechanism), data, {} if backward else returned, returned if backward else {}, expected.declares
@@ -169,7 +202,7 @@ def observe(seen: Examination) -> Observed | None:
             "" if backward else str(seen.observation.receipt.get("dtypes", {}).get(name, "")),
             backward or name == next(iter(expected.exact)),
         )  # fmt: skip
-    return Observed(got, want, spread, _limit(seen.result.evidence)) if got else None
+    return (case, data, Observed(got, want, spread, _limit(seen.result.evidence))) if got else None
 
 
 def _later_call(seen: Examination) -> int | None:
@@ -218,8 +251,8 @@ def _smallest(session: Session, result: CaseResult, budget_seconds: float) -> Ca
     def still_fails(case: Case) -> bool:
         try:
             got = session.judge(case)
-        except (SpecError, ValueError, ArithmeticError):
-            # Shrinking makes up cases; one that cannot be built or evaluated is no witness.
+        except Exception:
+            # Shrinking makes up cases; one that cannot be built or evaluated, in whatever way, is no witness.
             return False
         if got.status != result.status:
             return False

@@ -43,12 +43,12 @@ def resolve(text: str, mechanism: str | None = None) -> Candidate:
     where, colon, path = text.rpartition(":") if not text.endswith(".py") else (text, "", "")
     if not colon:
         if text.endswith(".py"):
-            return _only_described(_from_file(text), text, mechanism)
+            return _only_described(load_file(text), text, mechanism)
         raise _unknown(text, adapters)
     stands_for = adapters.for_function.get(text)
     if stands_for is not None:
         return stands_for
-    module = _from_file(where) if where.endswith(".py") else _from_module(where, text)
+    module = load_file(where) if where.endswith(".py") else _from_module(where, text)
     function = _attribute(module, path, text)
     for described_function, adapter in adapters.for_function.items():
         if _same_object(described_function, function):
@@ -126,7 +126,7 @@ def _from_module(name: str, text: str) -> ModuleType:
     return _importing(f"module {name!r}", lambda: importlib.import_module(name))
 
 
-def _from_file(text: str) -> ModuleType:
+def load_file(text: str) -> ModuleType:
     path = Path(text).expanduser()
     if not path.is_file():
         raise CandidateError(f"candidate {text!r}: no such file (looked in {Path.cwd()})")

@@ -12,10 +12,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from attnspec.conformance.aliases import OUTPUT_ALIASES
 from attnspec.conformance.binding import Binding, bind
 from attnspec.conformance.candidate import Candidate
 from attnspec.conformance.interface import InputFace, Interface
-from attnspec.conformance.job import Call, Job
+from attnspec.conformance.job import Call
 from attnspec.conformance.returned import WrongResultError
 
 Forward = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -96,7 +97,13 @@ def by_jax(
 
 
 def explicit(
-    binding: Binding, forward: Forward, placed: Mapping[str, Any], cotangents: Mapping[str, Any], job: Job, call: Call
+    binding: Binding,
+    back: Binding,
+    forward: Forward,
+    placed: Mapping[str, Any],
+    cotangents: Mapping[str, Any],
+    wrt: tuple[str, ...],
+    call: Call,
 ) -> Result:
     """Gradients by the candidate's own backward function.
 
@@ -104,7 +111,6 @@ def explicit(
     saved outputs `O`, `LSE` (also `out`, `softmax_lse`). It returns a tuple in the order of the
     differentiable inputs, or a dict by `dQ` or `Q`.
     """
-    back = backward_binding(binding)
     outputs = forward(placed)
     _present(outputs, {name: value for name, value in cotangents.items() if name == next(iter(cotangents))})
     taken = {slot.target for slot in back.slots}
@@ -131,8 +137,8 @@ def explicit(
         if len(values) > len(order):
             raise WrongResultError(f"backward returned {len(values)} values, expected at most {len(order)}")
         found = dict(zip(order, values, strict=False))
-    grads = {name: found[name] for name in job.wrt if found.get(name) is not None}
-    absent = [name for name in job.wrt if name not in grads]
+    grads = {name: found[name] for name in wrt if found.get(name) is not None}
+    absent = [name for name in wrt if name not in grads]
     if absent and not grads:
         raise WrongResultError("backward returned no gradient")
     return outputs, grads, absent
@@ -153,8 +159,11 @@ def backward_binding(binding: Binding) -> Binding:
     parameters = getattr(getattr(binding.candidate.backward, "__code__", None), "co_varnames", ())
     for parameter in parameters:
         output = COTANGENT_ALIASES.get(parameter.lower())
+        saved = OUTPUT_ALIASES.get(parameter.lower())
         if output in inner.outputs:
             names[parameter] = f"d{output}"
+        elif saved in inner.outputs:
+            names[parameter] = str(saved)
     assert binding.candidate.backward is not None
     function = binding.candidate.backward
     candidate = dataclasses.replace(

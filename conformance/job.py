@@ -91,7 +91,7 @@ def make_job(
     differentiable: Sequence[str],
     sampled: bool,
 ) -> Job:
-    """A job for a case; `sampled` asks for the decoy call and the unlimited receipt."""
+    """A job for a case; `sampled` asks for the decoy call and the thorough receipt."""
     backward = case.direction == "backward"
     return Job(
         case=case,

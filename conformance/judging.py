@@ -24,7 +24,7 @@ def conclude(
     if observation.printed.strip():
         result.receipt["printed"] = observation.printed[-500:]
     if case.check == "refusal" and observation.status in ("returned", "refused", "error"):
-        return _refusal(result, observation)
+        return _refusal(result, observation, signature)
     if observation.status == "refused":
         reason = observation.receipt.get("not_supported")
         result.status = "not_supported" if reason else "refused"
@@ -61,8 +61,14 @@ def _faults(observation: Observation) -> list[str]:
     return lines
 
 
-def _refusal(result: CaseResult, observation: Observation) -> CaseResult:
-    """Inputs that contradict each other must be refused, with whatever exception."""
+def _refusal(result: CaseResult, observation: Observation, signature: CandidateSignature) -> CaseResult:
+    """Inputs that contradict each other must be refused, with whatever exception, unless the candidate declares that
+    it does not check them."""
+    unchecked = result.case.values == "bad_keys" and signature.declares.get("kv_lengths") == "unchecked"
+    if unchecked and observation.status == "returned" and not _faults(observation):
+        result.status = "not_supported"
+        result.message = "kv_lengths: keys and values of different lengths are unchecked, as declared"
+        return result
     if observation.status == "returned" or observation.outputs:
         result.status = "fail"
         result.message = "; ".join(["computes something for inputs that contradict each other", *_faults(observation)])

@@ -223,7 +223,7 @@ def _ordered(cases: Iterable[Case]) -> list[Case]:
 
 
 def _needed(program: Program, plan: Plan) -> set[str]:
-    """The definitions that the outputs need under a plan."""
+    """The definitions that the outputs may need under a plan; what folded to a literal is no longer named anywhere."""
     cached: set[str] | None = getattr(plan, "needed", None)
     if cached is not None:
         return cached
@@ -240,6 +240,7 @@ def _needed(program: Program, plan: Plan) -> set[str]:
                 node = stack.pop()
                 pending += [label for label in (getattr(node, "name", None), getattr(node, "id", None)) if label]
                 stack.extend(children(node))
+    found |= {name for name, body in plan.bodies.items() if isinstance(body, Num | Bool | Str)}
     plan.needed = found  # type: ignore[attr-defined]
     return found
 

@@ -10,20 +10,18 @@ which variants one case rejects. Behind `attnspec mutants`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from attnspec.conformance.mechanical import Arena, Outcome, all_mutants, everything
 from attnspec.conformance.suite import Suite
 from attnspec.conformance.types import Case
-from attnspec.spec.mechanism import Mechanism, load, mechanisms
+from attnspec.spec.mechanism import Mechanism, load
 
 PARTS = 4
 """Parts into which the work is cut, whatever the number of processes: killing cases then do not depend on it."""
@@ -223,18 +221,6 @@ def kill_matrix(case: Case) -> dict[str, bool]:
             except SpecError:
                 continue
     return found
-
-
-def main(names: Sequence[str] | None = None, json_file: str | None = None) -> int:
-    """`attnspec mutants`: 0 when everything is killed or explained, 1 otherwise."""
-    reports = [run(name) for name in (names or mechanisms())]
-    for report in reports:
-        print(table(report))
-    if json_file is not None:
-        documents = [report.document() for report in reports]
-        text = json.dumps(documents[0] if len(documents) == 1 else documents, indent=1)
-        Path(json_file).write_text(text + "\n", encoding="utf-8")
-    return 0 if all(report.ok for report in reports) else 1
 
 
 def table(report: MutationReport) -> str:

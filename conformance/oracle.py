@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance import probes, semantics, shapes
 from attnspec.conformance.data import empty_rows
 from attnspec.conformance.types import Case, CaseData
 from attnspec.spec.language import Program, evaluate, read
+from attnspec.spec.language.formats import unit_roundoff
 from attnspec.spec.language.noise import RoundingModel
 from attnspec.spec.language.noise import sigma as noise
 from attnspec.spec.mechanism import Mechanism, load
@@ -63,17 +63,21 @@ class Expected:
 def rounding_model(spec: Mechanism, dtype: str, name: str | None = None, *, gradient: bool = False) -> RoundingModel:
     """The rounding model by name (the mechanism's default without one), for a dtype.
 
-    Outputs after the first (statistics such as the LSE) are taken as kept in float32; the verdict adds their rounding
-    where a candidate returns them in the narrower dtype.
+    `fused+tf32` is the model `fused` whose products round their operands to tf32 (fp32 cases only); the name is
+    printed with the verdict. Outputs after the first (statistics such as the LSE) are taken as kept in float32; the
+    verdict adds their rounding where a candidate returns them in the narrower dtype.
     """
-    entry = spec.rounding(name)
+    base, _, product = (name or spec.default_rounding).partition("+")
+    if product not in ("", "tf32"):
+        raise semantics.DeclarationError(f"rounding {name!r}: unknown product {product!r}; known: tf32")
+    entry = spec.rounding(base)
     wide = "fp64" if dtype == "fp64" else "fp32"
     return RoundingModel(
         io=dtype,
         stored=entry.gradient_stored if gradient else entry.stored,
         accumulate="fp64" if dtype == "fp64" else "fp32",
-        product="ieee",
-        name=entry.name,
+        product="tf32" if product and dtype == "fp32" else "ieee",
+        name=f"{entry.name}+{product}" if product else entry.name,
         outputs=dict.fromkeys(list(spec.outputs)[1:], wide),
     )
 
@@ -98,9 +102,7 @@ def expected(
         return Expected({}, {}, mechanism=spec.name)
     chosen = dict(declares or {})
     found = _one(spec, case, data, chosen, rounding, case.rows, form)
-    found.calls = [
-        _one(spec, case, call, chosen, rounding, None, form) for call in data.extra.get("calls", [])
-    ]
+    found.calls = [_one(spec, case, call, chosen, rounding, None, form) for call in data.extra.get("calls", [])]
     found.same = dict(data.extra.get("same", {}))
     return found
 
@@ -116,7 +118,7 @@ def _one(
         data=data if semantics.differences(declares) else None, declares=declares, mechanism=spec.name,
     )  # fmt: skip
     if rows:
-        (index, values), = rows.items()
+        ((index, values),) = rows.items()
         found.rows = tuple(values)
         for name in found.exact:
             axes = (*spec.batch, *spec.outputs[name].axes)
@@ -141,23 +143,23 @@ def _cached(
     model = rounding_model(spec, case.dtype, rounding, gradient=backward)
     order = semantics.declared(declares, "score_order")
     base = declares.get("lse_base", "e") if backward else "e"
-    key = _digest(
-        spec, data, (options, model.name, model.io, sorted((rows or {}).items()), case.check == probes.CHECK, order,
-                     base, form, backward),
-    )  # fmt: skip
+    way = (case.check == probes.CHECK, order, base, form, backward, sorted((rows or {}).items()))
+    key = _digest(spec, data, (options, model.name, model.io, model.product, way))
     hit = _CACHE.get(key)
     if hit is not None:
         _CACHE.move_to_end(key)
         return (*hit, model)
     program = spec.program if form is None else spec.forms[form]
-    if order != semantics.TABLE["score_order"].default:
-        program = _replaced(spec, "score_order", order)
+    changed = () if order == semantics.TABLE["score_order"].default else ("score_order", order)
+    if changed:
+        program = _replaced(spec, program, *changed)
     if case.check == probes.CHECK:
-        exact = evaluate(program, data.inputs, spec.resolve(data.inputs, options)[1], rows=rows)
+        sizes, resolved = spec.resolve(data.inputs, options)
+        exact = evaluate(program, data.inputs, resolved, sizes=sizes, rows=rows)
         keys = shapes.derived(spec, case.sizes).get(shapes.roles(spec).names.get("keys", ""), 1)
         found = exact, probes.sigma(exact, next(iter(spec.outputs)), case.dtype, keys)
     elif backward:
-        found = _gradients(spec, data, options, model, base)
+        found = _gradients(spec, data, options, model, base, changed)
     else:
         sizes, resolved = spec.resolve(data.inputs, options)
         long = rows is not None
@@ -170,18 +172,21 @@ def _cached(
 
 
 def _gradients(
-    spec: Mechanism, data: CaseData, options: Mapping[str, Any], model: RoundingModel, base: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gradients `d<input>` with sigma; forward outputs are judged in forward cases."""
+    spec: Mechanism, data: CaseData, options: Mapping[str, Any], model: RoundingModel, base: str,
+    changed: tuple[str, ...],
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """Gradients by input name with sigma; forward outputs are judged in forward cases."""
     cotangents = dict(data.cotangents)
     if base == "2" and "LSE" in cotangents:
         # The candidate's output is LSE / ln 2, whose cotangent c is c / ln 2 for the LSE.
         cotangents["LSE"] = cotangents["LSE"] / math.log(2.0)
     wrt = [name for name in spec.differentiable if name in data.inputs]
     program, arguments, outputs = spec.gradient_call(data.inputs, cotangents, wrt)
+    if changed:
+        program = _replaced(spec, program, *changed)
     sizes, resolved = spec.resolve(data.inputs, options)
     exact, sigma = noise(program, arguments, resolved, rounding=model, sizes=sizes, outputs=outputs)
-    unit = 2.0 ** -{"fp64": 53, "fp32": 24, "fp16": 11, "bf16": 8}[model.io]
+    unit = unit_roundoff(model.io)
     found: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for out in outputs:
         name = spec.gradient_of[out]
@@ -258,12 +263,14 @@ def _mean_of_all(
         for name, value in data.inputs.items()
         if not spec.inputs[name].optional or spec.inputs[name].role in ("key", "value", "page_table")
     }
-    exact = evaluate(spec.program, usual, None, outputs=[main], rows=rows)
+    sizes, resolved = spec.resolve(usual)
+    exact = evaluate(spec.program, usual, resolved, sizes=sizes, outputs=[main], rows=rows)
     keys = shapes.derived(spec, case.sizes).get(shapes.roles(spec).names.get("keys", ""), 1)
-    sizes = np.abs(next(value for name, value in usual.items() if spec.inputs[name].role == "value"))
+    magnitudes = np.abs(next(value for name, value in usual.items() if spec.inputs[name].role == "value"))
     spread = probes.sigma(exact, main, case.dtype, keys)[main]
-    unit = {"fp64": 2.0**-53, "fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}[case.dtype]
-    return exact[main], spread + unit * float(sizes.mean() if sizes.size else 0.0) / math.sqrt(max(keys, 1))
+    # Cancellation between the values: each weight is rounded, their mean may be small.
+    typical = float(magnitudes.mean()) if magnitudes.size else 0.0
+    return exact[main], spread + unit_roundoff(case.dtype) * typical / math.sqrt(max(keys, 1))
 
 
 def _unjudge(found: Expected, name: str, where: Any) -> None:
@@ -297,16 +304,16 @@ def _replaced_text(text: str, replaced: tuple[tuple[str, str], ...]) -> str:
     return "\n".join(lines)
 
 
-def _replaced(spec: Mechanism, semantic: str, value: str) -> Program:
+def _replaced(spec: Mechanism, program: Program, semantic: str, value: str) -> Program:
     """The equations with those of a declared difference in their place."""
-    key = (str(spec.path), semantic, value)
+    key = (id(program), semantic, value)
     if key not in _PROGRAMS:
-        text = _replaced_text(spec.program.text, tuple(semantics.EQUATIONS[semantic, value].items()))
-        _PROGRAMS[key] = read(text, spec.declarations, file=f"{spec.name} [{semantic} = {value}]")
-    return _PROGRAMS[key]
+        text = _replaced_text(program.text, tuple(semantics.EQUATIONS[semantic, value].items()))
+        _PROGRAMS[key] = program, read(text, program.declarations, file=f"{spec.name} [{semantic} = {value}]")
+    return _PROGRAMS[key][1]
 
 
-_PROGRAMS: dict[tuple[str, str, str], Program] = {}
+_PROGRAMS: dict[tuple[int, str, str], tuple[Program, Program]] = {}
 _CACHE: OrderedDict[str, tuple[dict[str, Any], dict[str, Any]]] = OrderedDict()
 
 

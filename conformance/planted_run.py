@@ -21,6 +21,9 @@ from attnspec.conformance.types import CandidateSignature, Case, CaseData, Direc
 
 MECHANISM = "softmax_attention"
 DTYPES = ("fp32", "fp16", "bf16")
+EXPLAIN_SECONDS = 1.0
+LARGE = 20_000
+"""Product of a witness' sizes from which large cases come first."""
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 
 
@@ -100,12 +103,18 @@ def ordered(entry: Planted, cases: Sequence[Case]) -> list[Case]:
     witness = entry.witness
     wanted = {*witness.options, *witness.inputs}
 
-    def distance(case: Case) -> tuple[bool, int, int, bool, int]:
+    large = math.prod(witness.sizes.values()) > LARGE
+
+    def distance(case: Case) -> tuple[bool, int, int, bool, bool, int]:
         given = {*case.options, *(name for name in case.inputs if name not in ("K", "V"))}
         volume = math.prod(max(1, size) for size in case.sizes.values())
         other_dtype = case.dtype != witness.dtype
         wrong_direction = (case.direction == "backward") != witness.backward
-        return wrong_direction, len(wanted - given), len(given - wanted), other_dtype, volume
+        # A case with a few rows and keys fails as well, but says less about where.
+        tiny = min(case.sizes.get("N", 8), case.sizes.get("M", 8)) < 8
+        other_values = (case.values == "normal") != (witness.values == "normal")
+        return (wrong_direction, len(wanted - given), len(given - wanted), other_dtype or other_values, tiny,
+                -volume if large else volume)
 
     return sorted(cases, key=distance)
 
@@ -125,5 +134,5 @@ def _region(session: Session, seen: Examination) -> tuple[str, str]:
 
     if seen.result.status != "fail":
         return "", ""
-    told = explain_failure(session, seen.result, 2.0)
+    told = explain_failure(session, seen.result, EXPLAIN_SECONDS)
     return str(told.get("region", {}).get("kind", "")), str(told.get("sentence", ""))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from attnspec.conformance.types import Case, CaseResult, Report
 
 PROPERTY = "attnspec_status"
+EXPLAIN_SECONDS = 5.0
 KEY = pytest.StashKey["Plugin"]()
 # The outcomes that count as a verdict; the rest says that a case was not judged.
 JUDGED = frozenset({"pass", "fail", "error", "crash", "timeout", "xfail", "xpass"})
@@ -195,7 +196,7 @@ class Target(pytest.Collector):
         explained = getattr(self, "explained", 0)
         if result.status == "fail" and explained < EXPLAINED:
             self.explained = explained + 1
-            result.diagnosis = explain_failure(self.session_, result, 10.0)
+            result.diagnosis = explain_failure(self.session_, result, EXPLAIN_SECONDS)
 
     def close(self) -> None:
         """End the worker process."""
@@ -271,37 +272,21 @@ def _listed(text: str | None) -> Any:
 
 
 def _described(text: str, config: pytest.Config) -> list[str]:
-    """`file.py:function` of every function in a file that @candidate describes.
+    """`file.py:function` of every function in a file that @candidate describes."""
+    from attnspec.conformance.candidate import CandidateError
+    from attnspec.conformance.described import names_in
 
-    The file is read, not imported: what it does on import stays in the worker.
-    """
-    import ast
-
-    path = Path(text)
-    if not path.is_absolute():
-        path = config.invocation_params.dir / path
+    path = Path(text) if Path(text).is_absolute() else config.invocation_params.dir / text
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise pytest.UsageError(f"--attnspec {text}: {error.strerror or error}") from None
-    except (SyntaxError, UnicodeDecodeError, ValueError) as error:
-        raise pytest.UsageError(f"--attnspec {text}: cannot be read: {error}") from None
-    found = [
-        f"{path}:{node.name}"
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef) and any(_is_candidate(entry) for entry in node.decorator_list)
-    ]
-    if not found:
+        names = names_in(path)
+    except CandidateError as error:
+        raise pytest.UsageError(f"--attnspec {text}: {error}") from None
+    if not names:
         raise pytest.UsageError(
             f"--attnspec {text}: no function there is decorated with @attnspec.candidate(...); "
             f"name one as {text}:function"
         )
-    return found
-
-
-def _is_candidate(node: Any) -> bool:
-    function = getattr(node, "func", node)
-    return "candidate" in (getattr(function, "attr", None), getattr(function, "id", None))
+    return [f"{text}:{name}" for name in names]
 
 
 def _loaded() -> list[str]:

@@ -1,7 +1,7 @@
 """Exact probes that reveal indices: the output names the keys that were read.
 
-Random inputs cannot see the edge of a mask in a long row: one key of 65,536 more or less changes the output by less than
-its rounding. These inputs can, because what they expect is 0 or not 0, a small count, or one exact value:
+Random inputs cannot see the edge of a mask in a long row: one key of 65,536 more or less changes the output by less
+than its rounding. These inputs can, because what they expect is 0 or not 0, a small count, or one exact value:
 
 - `key_set`: queries of zero make all logits equal and V[j] is 1 in the column j mod E, so that a row of the output
   counts the keys it read, by residue;
@@ -16,11 +16,11 @@ covered without a rule of its own here. `sigma` is what honest arithmetic may di
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance import shapes
 from attnspec.conformance.types import Case
 from attnspec.spec.language.formats import format_of, unit_roundoff
@@ -39,28 +39,37 @@ def fill(spec: Mechanism, case: Case, inputs: Mapping[str, Any], options: Mappin
 
 
 def places(spec: Mechanism, case: Case, options: Mapping[str, Any], limit: int) -> list[int]:
-    """Keys at which kernels go wrong, the most telling first, at most `limit`, without repetition."""
+    """Keys at which kernels go wrong, at most `limit`, without repetition.
+
+    Edges of masks (each middle row's diagonal in both alignments, window edges, chunk edges) and ends of tiles take
+    turns, so that few places still hold some of each.
+    """
     parts = shapes.roles(spec)
     sizes = shapes.derived(spec, case.sizes)
     keys = sizes.get(parts.names.get("keys", ""), 0)
     rows = sizes.get(parts.names.get("queries", parts.names.get("keys", "")), 0)
     sampled = (case.rows or {}).get(parts.query_index)
     chosen = list(sampled) if sampled else sorted({0, rows // 3, rows // 2, rows - 1} & set(range(rows)))
+    # The middle rows first: at either end a wrong edge coincides with the end of the keys.
+    chosen.sort(key=lambda row: abs(2 * row - rows))
     wide = [int(value) for name, value in options.items() if name.startswith("window") and value is not None]
-    steps = [-1, 0, 1]
+    steps = [0, 1, -1]
     for width in wide:
-        steps += [-width - 1, -width, width, width + 1]
-    found: list[int] = [keys - 1, 0, keys - 2, 1]
-    for tile in TILE_SIZES:
-        found += [keys // tile * tile, keys // tile * tile - 1, tile - 1, tile]
-    # Around the diagonal of each row: both alignments, and the row's own edges first.
-    for step in steps:
-        for row in chosen[::-1]:
-            found += [row + keys - rows + step, row + step]
+        steps += [-width, -width - 1, width, width + 1]
+    edges = []
+    for row in chosen[:3]:
+        # Both alignments.
+        edges += [row + keys - rows + step for step in steps] + [row + step for step in steps[:3]]
     chunk = options.get("chunk")
     if chunk:
-        found += [chunk - 1, chunk, keys // chunk * chunk, keys // chunk * chunk - 1]
+        edges += [keys // chunk * chunk, keys // chunk * chunk - 1, chunk - 1, chunk]
+    tiles = [keys - 1, 0, keys - 2, 1]
+    for tile in TILE_SIZES[::-1]:
+        tiles += [keys // tile * tile, keys // tile * tile - 1, tile, tile - 1]
     rng = np.random.default_rng([case.seed, keys])
+    found = []
+    for two, one in itertools.zip_longest(zip(edges[::2], edges[1::2], strict=False), tiles):
+        found += [*(two or ()), *([one] if one is not None else [])]
     found += [int(value) for value in rng.integers(0, max(keys, 1), limit)]
     return list(dict.fromkeys(key for key in found if 0 <= key < keys))[:limit]
 
@@ -128,14 +137,21 @@ def _aim(spec: Mechanism, case: Case, inputs: dict[str, Any], options: Mapping[s
     scale = float(options.get("scale") or width**-0.5)
     rows = query.shape[-2]
     aims = places(spec, case, options, max(rows, 8))
-    sizes = count - rows
-    # Query i aims at the last listed place that it can see under a causal mask of either alignment.
-    target = []
-    for row in range(rows):
-        seen = [aim for aim in aims if aim <= row + min(0, sizes)] or [0]
-        target.append(seen[row % len(seen)])
+    # Row i aims at the places that it may see in turn; which those are, the equations say.
+    target = [seen[row % len(seen)] for row, seen in enumerate(_seen(spec, inputs, options, aims, rows))]
     inputs[queries[0]] = np.broadcast_to(GAP / 2 / scale * code[target], query.shape).copy()
     return inputs
+
+
+def _seen(
+    spec: Mechanism, inputs: Mapping[str, Any], options: Mapping[str, Any], aims: list[int], rows: int
+) -> list[list[int]]:
+    """For every row, those of the places that it may see in every head; [0] where there are none."""
+    if "keep" not in spec.program.definitions:
+        return [aims] * rows
+    keep = np.asarray(spec.evaluate(inputs, options, outputs=["keep"])["keep"], dtype=bool)
+    shared = np.asarray(keep.reshape(-1, *keep.shape[-2:]).all(axis=0))
+    return [[aim for aim in aims if shared[row, aim]] or [0] for row in range(rows)]
 
 
 RECIPES: dict[str, Callable[[Mechanism, Case, dict[str, Any], Mapping[str, Any]], dict[str, Any]]] = {
@@ -158,5 +174,7 @@ def sigma(exact: Mapping[str, Any], main: str, dtype: str, keys: int) -> dict[st
     relative = np.sqrt(2.0) * unit + single * np.sqrt(max(keys, 1)) + format_of(dtype).smallest * keys / 2
     for name, value in exact.items():
         size = np.where(np.isfinite(value), np.abs(value), 0.0)
-        found[name] = relative * size if name == main else single * (size + 2.0)
+        # Keys that lose by GAP in the exponent may be rounded away.
+        floor = single**2 * float(size.max(initial=0.0))
+        found[name] = relative * size + floor if name == main else single * (size + 2.0)
     return found

@@ -33,7 +33,9 @@ PRINT_LIMIT = 64 << 20  # bytes of output after which a candidate is stopped
 
 
 class Station(Protocol):
-    """Where a candidate runs."""
+    """Where a candidate runs. `starts` counts the processes so far."""
+
+    starts: int
 
     def load(self, order: Load) -> CandidateSignature: ...
     def send(self, job: Job, limit: float) -> None: ...
@@ -46,6 +48,7 @@ class Inline:
 
     def __init__(self) -> None:
         self.environment: dict[str, str] = {}
+        self.starts = 0
         self._caller: Caller | None = None
         self._job: Job | None = None
 
@@ -78,6 +81,7 @@ class Worker:
         self.environment: dict[str, str] = {}
         self._order: Load | None = None
         self._loaded = False
+        self._busy = False
         self._process: subprocess.Popen[bytes] | None = None
         self._pending: tuple[Job, float] | None = None
         self._deadline = 0.0
@@ -89,14 +93,17 @@ class Worker:
             CandidateError: it cannot be imported or bound, or importing it crashes or does not end.
         """
         self._order = order
+        self._discard()
         return self._load()
 
     def send(self, job: Job, limit: float) -> None:
         """Give the worker a case; `limit` seconds from now on it is stopped."""
+        self._discard()
         self._pending = (job, limit)
         try:
             if not self._loaded:
                 self._load()
+            self._busy = True
             wire.send(self._to, ("call", job, limit))
         except (BrokenPipeError, CandidateError):
             pass  # receive() tells how the process ended
@@ -115,13 +122,14 @@ class Worker:
             observation = self._told(ended, limit)
             observation.seconds = limit if observation.status == "timeout" else time.perf_counter() - began
             return observation
+        self._busy = False
         observation = answer[1]
         observation.printed = self._printed()[-4000:]
         return observation  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End the process and everything that it started."""
-        process, self._process, self._loaded = self._process, None, False
+        process, self._process, self._loaded, self._busy = self._process, None, False, False
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -136,6 +144,11 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _discard(self) -> None:
+        """End a process that still owes the answer to a case that nobody waits for any more (an interrupted run)."""
+        if self._busy:
+            self.close()
 
     def _load(self) -> CandidateSignature:
         assert self._order is not None

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attnspec.conformance.shapes import roles
 from attnspec.conformance.types import CaseData
 from attnspec.spec import Mechanism
 
@@ -37,8 +38,9 @@ class Slot:
 
 def slot(mechanism: Mechanism, data: CaseData) -> Slot | None:
     """The value input and output that can show the weights, or None."""
+    key_index = roles(mechanism).key_index
     for name, decl in mechanism.inputs.items():
-        if decl.role != "value" or name not in data.inputs or len(decl.axes) < 2:
+        if decl.role != "value" or name not in data.inputs or decl.axes[-2:-1] != (key_index,):
             continue
         shape = data.inputs[name].shape
         for output, declared in mechanism.outputs.items():

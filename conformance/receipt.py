@@ -25,7 +25,7 @@ from typing import Any
 
 CO_OPTIMIZED = 0x1  # set for functions, not for module and class bodies
 EVALUATORS = frozenset({"evaluate", "gradients", "sympy_evaluate", "sigma"})
-BUDGET = 20_000
+BUDGET, THOROUGH = 20_000, 200_000  # calls, where watching slows them down; a sample of the cases gets the second
 
 
 @functools.cache

@@ -7,6 +7,7 @@ arrays; `diagnose` decides which to ask and `readout` obtains the weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,8 @@ AXES = {
 ROLE = {"b": "batch", "h": "head", "g": "head", "i": "row", "t": "row", "j": "row", "d": "column", "e": "column"}
 SHARE = 0.85
 """An axis is wrong as a whole where at least this share of it is."""
+CHANCE = 0.01
+"""A place is named only if errors that strike at random would leave the rest free less often than this."""
 
 
 @dataclass
@@ -60,13 +63,16 @@ def wrong(got: Floats, want: Floats, sigma: Floats, limit: float) -> Bools:
     return ~(near | same)
 
 
-def locate(bad: Bools, axes: Sequence[str], *, empty: Bools | None = None) -> Region | None:
+def locate(
+    bad: Bools, axes: Sequence[str], *, empty: Bools | None = None, ignore: Sequence[str] = ()
+) -> Region | None:
     """The region of an output's wrong elements; None where nothing is wrong.
 
     Args:
         bad: the wrong elements, shape of the output.
         axes: the output's index names, one per axis.
         empty: rows that may attend to nothing, broadcastable to `bad`.
+        ignore: axes that say nothing: the batch, where a case packs many small problems into one call.
     """
     if not bad.any():
         return None
@@ -76,11 +82,16 @@ def locate(bad: Bools, axes: Sequence[str], *, empty: Bools | None = None) -> Re
         if inside.any() and not inside.all() and not (bad & ~inside).any():
             return Region("row", "only rows that may attend to nothing", {}, share)
     sets: dict[str, list[int]] = {}
+    feature = ROLE.get(axes[-1]) == "column" if axes else False
+    units = bad.any(axis=-1) if feature else bad
     for place, name in enumerate(axes):
         hit = bad.any(axis=tuple(axis for axis in range(bad.ndim) if axis != place))
-        # A row counts as free of the error only if none of its elements shows it, but noise-free probes are rare: an
-        # axis of which nearly all values are hit is hit as a whole.
-        if hit.mean() < SHARE or (not hit.all() and hit.size <= 4):
+        if hit.all() or name in ignore:
+            continue
+        # An error along a diagonal spares a few rows; that most rows are wrong says little.
+        if ROLE.get(name, "row") == "row" and hit.mean() >= SHARE and hit.size > 4:
+            continue
+        if _credible(bad if feature and place == bad.ndim - 1 else units, place):
             sets[name] = [int(value) for value in np.flatnonzero(hit)]
     if not sets:
         return Region("everything", "everywhere", {}, share)
@@ -92,6 +103,21 @@ def locate(bad: Bools, axes: Sequence[str], *, empty: Bools | None = None) -> Re
     words = [_set_words(axis, sets[axis], lengths[axis]) for axis in sorted(sets, key=lambda axis: axis != name)]
     rest = "" if {"h", "g"} & set(sets) or not {"h", "g"} & set(axes) else " in every head"
     return Region(kind, " of ".join(words) + rest, sets, share)
+
+
+def _credible(units: Bools, axis: int) -> bool:
+    """Whether the values of an axis that show no error are free of it, and not just spared by chance.
+
+    An error that strikes some rows here and there spares a whole head now and then. `units` are what it strikes one by
+    one: rows, or elements where the axis is that of features.
+    """
+    others = tuple(place for place in range(units.ndim) if place != axis)
+    hits = units.sum(axis=others)
+    each = units.size // units.shape[axis]
+    struck, spared = int((hits > 0).sum()), int((hits == 0).sum())
+    rate = float(hits.sum()) / (struck * each)
+    chance = math.comb(struck + spared, spared) * (1 - rate) ** (each * spared)
+    return chance < CHANCE
 
 
 def _most_telling(sets: dict[str, list[int]], lengths: dict[str, int]) -> str:
@@ -139,21 +165,24 @@ def constant_factor(got: Floats, want: Floats, sigma: Floats, limit: float) -> f
     finite = np.isfinite(got) & np.isfinite(want)
     if not finite.all() or not np.any(want):
         return None
-    weight = 1.0 / np.maximum(sigma, np.finfo(float).tiny) ** 2
-    factor = float((weight * got * want).sum() / (weight * want * want).sum())
+    # Elements that are exact would outweigh all others; none counts for more than a typical one a thousand times.
+    weight = 1.0 / np.maximum(sigma, float(np.median(sigma)) * 1e-3 + 1e-30)
+    with np.errstate(all="ignore"):
+        factor = float(((weight * want) * (weight * got)).sum() / ((weight * want) ** 2).sum())
     if abs(factor - 1) < 1e-6 or not np.isfinite(factor):
         return None
     # The candidate's own error grows with the factor.
     return None if wrong(got, factor * want, sigma * max(1.0, abs(factor)), limit).any() else factor
 
 
-def locate_weights(got: Floats, want: Floats, tolerance: float) -> Region | None:
+def locate_weights(got: Floats, want: Floats, tolerance: float, *, batch: bool = True) -> Region | None:
     """The region of wrong attention weights; None where they are right.
 
     Args:
         got, want: weights `[b, h, i, j]`; a row's common factor is looked at separately, so that one wrong key is not
             taken for a wrong row.
         tolerance: the relative error of a weight that is still honest.
+        batch: whether elements of the batch are alike, so that some of them being right says something.
     """
     empty = ~want.any(axis=-1)
     leak = empty & (np.abs(np.nan_to_num(got, nan=1.0)) > tolerance).any(axis=-1)
@@ -163,8 +192,9 @@ def locate_weights(got: Floats, want: Floats, tolerance: float) -> Region | None
     scaled = (np.abs(factor - 1) > 4 * tolerance) & ~empty
     if not bad.any():
         if leak.any():
-            return Region("row", "rows that may attend to nothing receive weights", {}, float(leak.mean()))
-        region = locate(scaled, ("b", "h", "i"))
+            what = "become NaN" if np.isnan(got[leak]).any() else "receive weights"
+            return Region("row", f"rows that may attend to nothing {what}", {}, float(leak.mean()))
+        region = locate(scaled, ("b", "h", "i"), ignore=() if batch else ("b",))
         if region is not None:
             factors = factor[scaled]
             spread = float(factors.max() - factors.min())
@@ -172,7 +202,7 @@ def locate_weights(got: Floats, want: Floats, tolerance: float) -> Region | None
             region.sentence = f"whole rows scaled by {told}: {region.sentence}"
         return region
     # Rows that may attend to nothing belong to the picture where keys are seen that must not be.
-    return _weights_region(bad | leaked, got, want)
+    return _weights_region(bad | leaked, got, want, batch)
 
 
 def _deviating(got: Floats, want: Floats, tolerance: float) -> tuple[Bools, Floats]:
@@ -190,16 +220,17 @@ def _deviating(got: Floats, want: Floats, tolerance: float) -> tuple[Bools, Floa
     return ~(np.abs(got - scaled) <= 4 * tolerance * scale), factor
 
 
-def _weights_region(bad: Bools, got: Floats, want: Floats) -> Region:
+def _weights_region(bad: Bools, got: Floats, want: Floats, batch: bool) -> Region:
     share = float(bad.mean())
     batches, heads, rows, keys = bad.shape
     head_hit, batch_hit = bad.any(axis=(0, 2, 3)), bad.any(axis=(1, 2, 3))
     flat = bad.any(axis=(0, 1))
     what = _what(bad, got, want)
-    if not head_hit.all():
+    struck = bad.any(axis=-1)
+    if not head_hit.all() and _credible(struck, 1):
         sets = {"h": [int(value) for value in np.flatnonzero(head_hit)]}
         return Region("head", f"{what} in {_set_words('h', sets['h'], heads)}", sets, share)
-    if not batch_hit.all():
+    if batch and not batch_hit.all() and _credible(struck, 0):
         sets = {"b": [int(value) for value in np.flatnonzero(batch_hit)]}
         return Region("batch", f"{what} in {_set_words('b', sets['b'], batches)}", sets, share)
     offsets = _diagonals(flat, want.any(axis=(0, 1)))
@@ -216,6 +247,9 @@ def _weights_region(bad: Bools, got: Floats, want: Floats) -> Region:
         sets["j"] = [int(value) for value in np.flatnonzero(key_hit)]
     if row_hit.mean() < SHARE or (rows <= 4 and not row_hit.all()):
         sets["i"] = [int(value) for value in np.flatnonzero(row_hit)]
+    steps = _steps(flat) if len(sets) < 2 else None
+    if steps is not None and not (sets.get("i") or sets.get("j")):
+        return Region("block", f"{what} in blocks of about {steps} rows", {}, share)
     if not sets:
         return Region("everything", f"{what} for nearly all pairs of query and key", {}, share)
     if "j" in sets:
@@ -253,16 +287,23 @@ def _diagonals(flat: Bools, visible: Bools) -> list[int] | None:
         return None
     i, j = np.nonzero(flat)
     offsets = [int(value) for value in np.unique(j - i)]
-    lengths = [np.diagonal(flat, offset).size for offset in offsets]
-    hits = sum(int(np.diagonal(flat, offset).sum()) for offset in offsets)
     # A short corner diagonal is a coincidence of single pairs; one of the lines must be long.
-    if max(lengths) < max(3, min(rows, keys) // 2):
+    if max(np.diagonal(flat, offset).size for offset in offsets) < max(3, min(rows, keys) // 2):
         return None
-    if hits >= 0.6 * sum(lengths):
+    lines = [np.diagonal(flat, offset) for offset in range(1 - rows, keys)]
+    shares = [float(line.mean()) for line in lines if line.size >= 4]
+    if all(share >= 0.75 or share <= 0.25 for share in shares) and any(share >= 0.75 for share in shares):
         return offsets
     spread = np.ptp(i) >= rows // 3 and np.ptp(j) >= keys // 3 and i.std() > 0 and j.std() > 0
     oblique = bool(spread) and float(np.corrcoef(i, j)[0, 1]) > 0.85
     return offsets if oblique and not _staircase(flat) else None
+
+
+def _steps(flat: Bools) -> int | None:
+    """How many neighbouring rows share their wrong keys, where they do: the picture is made of blocks."""
+    changes = (flat[1:] != flat[:-1]).any(axis=1)
+    runs = int(changes.sum()) + 1
+    return round(len(flat) / runs) if 2 < runs <= len(flat) // 2 else None
 
 
 def _staircase(flat: Bools) -> bool:

@@ -54,7 +54,7 @@ def run(
     progress: Progress | None = None,
     expectations: Lists | None = None,
     explain: Explain | None = None,
-    timeout: float = 60.0,
+    timeout: float = 30.0,
     isolated: bool = True,
     oracles: int | None = None,
     threads: int | None = None,
@@ -74,7 +74,7 @@ def run(
         progress: called as `progress(done, total, result)` after every case.
         expectations: skip and xfail lists.
         explain: called with the session and the finished report while the candidate is still loaded.
-        timeout: seconds for one call; the first may take six times as long.
+        timeout: seconds for one call; the first may take four times as long, and large cases get more.
         isolated, oracles, threads, memory: see `Session`.
         worker: a worker to use and to leave open, for many candidates in a row.
 

@@ -5,8 +5,8 @@ it declared. Three kinds of declaration:
 
 - the name of one of the mechanism's options: the candidate's own fixed value of it (`fixed_options`);
 - a convention: the same function in other clothes. `to_candidate` converts what the candidate is given,
-  `from_candidate` converts what it returned back (mask polarity, window counts, base of the LSE, map of grouped heads);
-- a difference: another function, or less of a promise. The oracle (`oracle`) and the data (`data`) take it into account.
+  `from_candidate` converts back what it returned (mask polarity, window counts, base of the LSE, map of heads);
+- a difference: another function, or less of a promise. The oracle and the data take it into account.
 
 `check` refuses unknown names and values, and names that mean nothing for the mechanism.
 """
@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance.types import CaseData
 from attnspec.spec.mechanism import Mechanism
 
@@ -59,9 +58,7 @@ TABLE: dict[str, Semantic] = {
             ("real_q",),
             "the output rows of padding queries (beyond q_length, negative segment): zeros, or anything",
         ),
-        Semantic(
-            "lse_base", ("e", "2"), ("LSE",), "the base of the logarithm in which LSE is returned"
-        ),
+        Semantic("lse_base", ("e", "2"), ("LSE",), "the base of the logarithm in which LSE is returned"),
         Semantic(
             "lse_empty",
             ("-inf", "+inf", "undefined"),
@@ -69,11 +66,12 @@ TABLE: dict[str, Semantic] = {
             "the LSE of a query that may attend to nothing (with a sink: the sink's logit, whatever is declared)",
         ),
         Semantic(
-            "lse_sink", ("included", "excluded"), ("LSE", "L", "sink"), "whether the returned LSE includes the sink's logit"
+            "lse_sink",
+            ("included", "excluded"),
+            ("LSE", "L", "sink"),
+            "whether the returned LSE includes the sink's logit",
         ),
-        Semantic(
-            "mask_polarity", ("true_attends", "true_masked"), ("mask",), "what True means in the boolean mask"
-        ),
+        Semantic("mask_polarity", ("true_attends", "true_masked"), ("mask",), "what True means in the boolean mask"),
         Semantic(
             "window_convention",
             ("inclusive", "count"),
@@ -91,7 +89,7 @@ TABLE: dict[str, Semantic] = {
             "score_order",
             ("softcap_bias", "bias_softcap"),
             ("S0", "S1", "S2", "softcap", "bias"),
-            "softcap of the scaled logits and then the bias, or softcap of logits and bias together; the mask comes last",
+            "softcap of the scaled logits and then the bias, or of logits and bias together; the mask comes last",
         ),
         Semantic(
             "unseen_values",
@@ -108,6 +106,13 @@ TABLE: dict[str, Semantic] = {
             "taken before masking)",
         ),
         Semantic(
+            "kv_lengths",
+            ("checked", "unchecked"),
+            ("K", "V"),
+            "keys and values of different lengths raise an error, or something is computed from them: the caller must "
+            "take care",
+        ),
+        Semantic(
             "determinism",
             ("forward", "all", "none"),
             (),
@@ -120,6 +125,9 @@ EQUATIONS: dict[tuple[str, str], dict[str, str]] = {
     ("score_order", "bias_softcap"): {
         "S1": "S0[h,i,j] + bias[h,i,j] if present(bias) else S0[h,i,j]",
         "S2": "softcap * tanh(S1[h,i,j] / softcap) if present(softcap) else S1[h,i,j]",
+        "dbias": "dS0[h,i,j]",
+        "dS0": "(dS[h,i,j] * (1 - (S2[h,i,j] / softcap) ** 2) if keep[h,i,j] else 0) "
+        "if present(softcap) else dS[h,i,j]",
     },
 }
 """Differences that are other equations: definitions by name, with the right side that replaces theirs."""
@@ -186,7 +194,9 @@ def declared(declares: Mapping[str, Any] | None, name: str) -> str:
     return str((declares or {}).get(name, TABLE[name].default))
 
 
-def fixed_options(mechanism: Mechanism, options: Mapping[str, Any], declares: Mapping[str, Any] | None) -> dict[str, Any]:
+def fixed_options(
+    mechanism: Mechanism, options: Mapping[str, Any], declares: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The options by which the oracle judges: the case's own, and the declared ones where the case says nothing."""
     own = {name: value for name, value in (declares or {}).items() if name in mechanism.options}
     return {**own, **options}
@@ -195,9 +205,7 @@ def fixed_options(mechanism: Mechanism, options: Mapping[str, Any], declares: Ma
 def differences(declares: Mapping[str, Any] | None) -> dict[str, Any]:
     """The declarations that are not the default: what a report names beside its verdict."""
     return {
-        name: value
-        for name, value in (declares or {}).items()
-        if name not in TABLE or value != TABLE[name].default
+        name: value for name, value in (declares or {}).items() if name not in TABLE or value != TABLE[name].default
     }
 
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 from attnspec.conformance import judging
+from attnspec.conformance.ahead import Oracles, cores_here, processes_for, timed
 from attnspec.conformance.binding import bind, missing
 from attnspec.conformance.calling import Caller
 from attnspec.conformance.candidate import Candidate, CandidateError
@@ -27,10 +25,9 @@ from attnspec.conformance.suite import Suite
 from attnspec.conformance.types import CandidateSignature, Case, CaseData, CaseResult, Observation
 from attnspec.conformance.worker import Load, address
 
-FIRST_CALL = 6.0  # the first call may take this many times the limit of a call: it compiles and warms up
-POOL_FROM = 24  # a run of fewer cases is over before the oracle's processes have started
-AHEAD = 6  # cases that each of the oracle's processes is ahead of the candidate
-EVERY = 8  # one case in this many, and the first of each group, gets a decoy call and an unlimited receipt
+FIRST_CALL = 4.0  # the first call may take this many times the limit of a call: it compiles and warms up
+RATE = 2e9  # multiply-adds per second that a slow but honest kernel manages; a case gets the time for its own
+EVERY = 8  # one case in this many, and the first of each group, gets a decoy call and a thorough receipt
 DECOY_LIMIT = 1 << 20  # elements of the inputs beyond which there is no decoy call
 FOLLOW_UPS = 12  # further calls per run that look for the reason of a failure
 GIVE_UP = {"timeout": 3, "crash": 8}  # in a row
@@ -61,7 +58,7 @@ class Session:
     Args:
         candidate: a name that `resolve` understands, a function, or a `Candidate`.
         suite: the mechanism's cases and oracle.
-        timeout: seconds for one call; the first may take six times as long.
+        timeout: seconds for one call; the first may take four times as long, and large cases get more.
         isolated: run the candidate in a worker process. Without it a crash or an endless loop is the caller's
             own.
         oracles: processes that evaluate the oracle ahead; 0: in this process. None: chosen from the number of
@@ -78,7 +75,7 @@ class Session:
         suite: Suite,
         *,
         device: str = "cpu",
-        timeout: float = 60.0,
+        timeout: float = 30.0,
         isolated: bool = True,
         oracles: int | None = None,
         threads: int | None = None,
@@ -89,16 +86,16 @@ class Session:
         self.device = device
         self.timeout = timeout
         self.oracles = oracles
-        self._pool: list[ProcessPoolExecutor] = []
-        self._warm: set[str] = set()
+        self._ahead: Oracles | None = None
+        self._warm: dict[str, tuple[float, int]] = {}
+        self._hung = False
         self._follow_ups = 0
-        self._asked: set[str] = set()
         self._held: Observation | None = None
         self._busy = False
         self._own = station is None
         self.station: Station
         if isolated:
-            cores = _cores()
+            cores = cores_here()
             workers = station or Worker(threads=threads or min(2, cores))
             self.station = workers
             limit = memory if memory is not None else _machine_memory() if device == "cpu" else None
@@ -129,7 +126,7 @@ class Session:
         if isinstance(posed, CaseResult):
             return Examination(case, CaseData({}, {}), None, Observation("refused"), posed)
         self._send(posed)
-        expected, seconds = _timed(self.suite, case, posed.data, self.signature)
+        expected, seconds = timed(self.suite, case, posed.data, self.signature)
         observation = self._receive(posed)
         result = judging.conclude(self.suite, case, expected, observation, self.signature)
         result.oracle_seconds = seconds
@@ -149,17 +146,19 @@ class Session:
 
     def judge_all(self, cases: Sequence[Case]) -> Iterator[CaseResult]:
         """Results in the order of the cases; closing the iterator stops after the case that is running."""
-        self._open_pool(len(cases))
-        self._asked.clear()
-        ahead: dict[str, Future[Any]] = {}
+        processes = processes_for(len(cases)) if self.oracles is None else self.oracles
+        self._ahead = Oracles(self.suite, self.signature, processes) if processes else None
         sampled = _sampled(cases)
         streak = {"timeout": 0, "crash": 0}
         flying: _Posed | None = None
         for number in range(len(cases) + 1):
             prepared: _Posed | CaseResult | None = None
             if number < len(cases):
-                self._look_ahead(cases, number, ahead)
-                prepared = self._pose(cases[number], sampled[number], ahead.pop(cases[number].id, None))
+                promised = None
+                if self._ahead is not None:
+                    self._ahead.look_ahead(cases, number)
+                    promised = self._ahead.take(cases[number])
+                prepared = self._pose(cases[number], sampled[number], promised)
             observation = self._receive(flying) if flying is not None else None
             if observation is not None:
                 _count(streak, observation)
@@ -179,8 +178,9 @@ class Session:
         """End the worker and the oracle's processes."""
         if self._own:
             self.station.close()
-        while self._pool:
-            self._pool.pop().shutdown(wait=False, cancel_futures=True)
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def __enter__(self) -> Session:
         return self
@@ -228,10 +228,20 @@ class Session:
         return make_call(case, given, self.suite.interface, resolved, {} if case.check == "refusal" else shapes)
 
     def _send(self, posed: _Posed) -> _Posed:
-        limit = self.timeout * (1 if posed.case.direction in self._warm else FIRST_CALL)
+        limit = self._limit(posed.case)
         self.station.send(posed.job, limit)
         self._busy = True
         return posed
+
+    def _limit(self, case: Case) -> float:
+        """Seconds for a call. The first of each direction compiles and warms up; so does the first after a restart."""
+        size = case.sizes
+        work = size.get("B", 1) * size.get("H", 1) * size.get("N", 1) * size.get("M", 1)
+        limit = self.timeout + work * (size.get("D", 1) + size.get("E", 1)) / RATE
+        if case.direction in self._warm:
+            seconds, starts = self._warm[case.direction]
+            return limit if starts == self.station.starts else limit + 2 * seconds
+        return limit if self._hung else limit + (FIRST_CALL - 1) * self.timeout
 
     def _receive(self, posed: _Posed) -> Observation:
         if self._held is not None:
@@ -240,7 +250,8 @@ class Session:
         self._busy = False
         observation = self.station.receive()
         if observation.status == "returned":
-            self._warm.add(posed.case.direction)
+            self._warm.setdefault(posed.case.direction, (observation.seconds, self.station.starts))
+        self._hung = self._hung or observation.status == "timeout"
         return observation
 
     def _finish(self, posed: _Posed, observation: Observation) -> CaseResult:
@@ -250,7 +261,7 @@ class Session:
                 expected, seconds = posed.expected.result()
                 expected = self.suite.restored(expected, posed.data)
             else:
-                expected, seconds = _timed(self.suite, posed.case, posed.data, self.signature)
+                expected, seconds = timed(self.suite, posed.case, posed.data, self.signature)
         elif posed.expected is not None:
             posed.expected.cancel()
         result = judging.conclude(self.suite, posed.case, expected, observation, self.signature)
@@ -292,26 +303,6 @@ class Session:
         self._held = held
         return observation
 
-    def _open_pool(self, cases: int) -> None:
-        wanted = self.oracles
-        if wanted is None:
-            cores = _cores()
-            wanted = 0 if cases < POOL_FROM or cores < 2 else min(cores, 8)
-        while len(self._pool) < wanted:
-            self._pool.append(
-                ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_prepare, initargs=(self.suite,))
-            )
-
-    def _look_ahead(self, cases: Sequence[Case], number: int, ahead: dict[str, Future[Any]]) -> None:
-        """Hand the next cases to the oracle's processes, before the candidate gets to them."""
-        if not self._pool:
-            return
-        for case in cases[number : number + AHEAD * len(self._pool)]:
-            if case.id not in self._asked:
-                self._asked.add(case.id)
-                lane = self._pool[_content(case) % len(self._pool)]
-                ahead[case.id] = lane.submit(_expected, self.suite.name, case, self.signature)
-
 
 def _description(candidate: Candidate | Callable[..., Any]) -> Candidate:
     from attnspec.conformance.finding import of
@@ -319,39 +310,6 @@ def _description(candidate: Candidate | Callable[..., Any]) -> Candidate:
     if isinstance(candidate, Candidate):
         return candidate
     return of(candidate, getattr(candidate, "__qualname__", type(candidate).__name__))
-
-
-_suite: Suite | None = None
-
-
-def _prepare(suite: Suite) -> None:
-    """In an oracle process: load the mechanism once, on one thread, and leave Ctrl-C to the parent."""
-    global _suite
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _suite = suite
-
-
-def _expected(name: str, case: Case, signature: CandidateSignature) -> Any:
-    assert _suite is not None and _suite.name == name
-    expected, seconds = _timed(_suite, case, _suite.build(case, signature), signature)
-    return _suite.stripped(expected), seconds
-
-
-def _timed(suite: Suite, case: Case, data: CaseData, signature: CandidateSignature) -> tuple[Any, float]:
-    began = time.perf_counter()
-    return suite.expected(case, data, signature), time.perf_counter() - began
-
-
-def _content(case: Case) -> int:
-    """A number that is the same for cases with the same arrays: one oracle process then finds them in its cache."""
-    key = (sorted(case.sizes.items()), sorted(case.options.items()), case.inputs, case.values, case.dtype, case.seed)
-    return zlib.crc32(repr((key, case.direction)).encode())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _sampled(cases: Sequence[Case]) -> list[bool]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance import shapes, values
 from attnspec.spec.language import SpecError
 from attnspec.spec.language.syntax import OptionDecl
@@ -42,16 +41,20 @@ class Setting:
 PLAIN = Setting(())
 
 
-def option_values(decl: OptionDecl, level: str) -> list[Any]:
-    """Values of an option that are not its default, the most telling first."""
+def option_values(decl: OptionDecl, level: str, turn: int = 0) -> list[Any]:
+    """Values of an option that are not its default, the most telling first.
+
+    Args:
+        turn: the option's number among the integer options: their first values differ, so that a mix-up shows.
+    """
     found: list[Any]
     if decl.type == "bool":
         return [not decl.default]
     if decl.type == "enum":
         return [choice for choice in decl.choices if choice != decl.default]
     if decl.type == "int":
-        found = [3, 0, 8] if decl.nullable else [2]
-        found += [1, 5, 100] if level == "exhaustive" else []
+        found = [(3, 2, 5, 4)[turn % 4], 0, 8] if decl.nullable else [2]
+        found += [1, 6, 100] if level == "exhaustive" else []
     elif decl.formula is not None:
         found = [0.3, -0.5, 0.0] + ([1.0, 2.5] if level == "exhaustive" else [])
     elif decl.nullable:
@@ -74,11 +77,16 @@ def alone(mechanism: Mechanism, level: str = "standard") -> tuple[Setting, ...]:
             if setting is not None:
                 found.append(setting)
     for name, option in mechanism.options.items():
-        for value in option_values(option, level):
+        for value in option_values(option, level, _turn(mechanism, name)):
             setting = _for_option(mechanism, name, value)
             if setting is not None:
                 found.append(setting)
     return tuple(found)
+
+
+def _turn(mechanism: Mechanism, name: str) -> int:
+    numbers = [other for other, decl in mechanism.options.items() if decl.type == "int"]
+    return numbers.index(name) if name in numbers else 0
 
 
 def _for_input(mechanism: Mechanism, name: str) -> Setting | None:
@@ -125,7 +133,7 @@ def _companions(mechanism: Mechanism, name: str) -> Iterable[Setting]:
     yield PLAIN
     for other, decl in mechanism.options.items():
         if other != name:
-            first = option_values(decl, "standard")[:1]
+            first = option_values(decl, "standard", _turn(mechanism, other))[:1]
             yield from (Setting((), {other: value}) for value in first)
     for other, declared in mechanism.inputs.items():
         if declared.optional and other not in mechanism.usual:
@@ -145,9 +153,7 @@ def _allowed(mechanism: Mechanism, options: Mapping[str, Any], inputs: Sequence[
     return shapes.admissible(mechanism, shapes.sizes_of(mechanism, PROBE_SIZE, present), options, present)
 
 
-def _differ(
-    mechanism: Mechanism, options: Mapping[str, Any], rest: Mapping[str, Any], inputs: Sequence[str]
-) -> bool:
+def _differ(mechanism: Mechanism, options: Mapping[str, Any], rest: Mapping[str, Any], inputs: Sequence[str]) -> bool:
     present = _present(mechanism, inputs)
     sizes = shapes.sizes_of(mechanism, PROBE_SIZE, present)
     arrays = values.draw(
@@ -170,13 +176,13 @@ def pairs(mechanism: Mechanism, settings: Sequence[Setting], width: int, most: i
     open_pairs = {
         (one, two)
         for one, two in itertools.combinations(range(len(settings)), 2)
-        if _merged(mechanism, [settings[one], settings[two]]) is not None
+        if merged(mechanism, [settings[one], settings[two]]) is not None
     }
     found: list[Setting] = []
     while open_pairs and len(found) < most:
         first = min(open_pairs)
         chosen = list(first)
-        merged = _merged(mechanism, [settings[entry] for entry in chosen])
+        together = merged(mechanism, [settings[entry] for entry in chosen])
         while len(chosen) < width:
             gains = []
             for other in range(len(settings)):
@@ -187,20 +193,20 @@ def pairs(mechanism: Mechanism, settings: Sequence[Setting], width: int, most: i
                     gains.append((-gain, other))
             added = False
             for _, other in sorted(gains):
-                wider = _merged(mechanism, [settings[entry] for entry in (*chosen, other)])
+                wider = merged(mechanism, [settings[entry] for entry in (*chosen, other)])
                 if wider is not None:
                     chosen.append(other)
-                    merged, added = wider, True
+                    together, added = wider, True
                     break
             if not added:
                 break
-        open_pairs -= {pair for pair in itertools.combinations(sorted(chosen), 2)}
-        if merged is not None:
-            found.append(merged)
+        open_pairs -= set(itertools.combinations(sorted(chosen), 2))
+        if together is not None:
+            found.append(together)
     return found
 
 
-def _merged(mechanism: Mechanism, settings: Sequence[Setting]) -> Setting | None:
+def merged(mechanism: Mechanism, settings: Sequence[Setting]) -> Setting | None:
     """The settings together; None where they contradict each other or the constraints forbid it."""
     options: dict[str, Any] = {}
     for setting in settings:

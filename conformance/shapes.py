@@ -88,8 +88,8 @@ def _roles(mechanism: Mechanism) -> Roles:
         put(feature, decl.axes[-1])
         if len(decl.axes) >= 2:
             put(place, decl.axes[-2])
-            index.setdefault(decl.role, "")
-            index["query" if place == "queries" else "key"] = index["query" if place == "queries" else "key"] or decl.axes[-2]
+            which = "query" if place == "queries" else "key"
+            index[which] = index[which] or decl.axes[-2]
         if len(decl.axes) >= 3:
             put(head, decl.axes[-3])
             heads.append(decl.axes[-3])
@@ -108,7 +108,8 @@ def broken_constraint(
 ) -> str | None:
     """The message of the first constraint that does not hold; None: all hold."""
     full = derived(mechanism, sizes)
-    values = {name: decl.default for name, decl in mechanism.options.items() if decl.formula is None} | dict(options)
+    values: dict[str, Any] = {name: d.default for name, d in mechanism.options.items() if d.formula is None}
+    values |= dict(options)
     given = frozenset(present) | {name for name, value in values.items() if value is not None}
     for name, size in full.items():
         decl = mechanism.sizes.get(name)
@@ -214,6 +215,8 @@ STANDARD: tuple[dict[str, int], ...] = (
     _shape(1, 1, 1, 9, 19, 80, 80),
     _shape(1, 2, 2, 9, 19, 96, 96),
     _shape(1, 2, 1, 9, 35, 128, 128),
+    _shape(1, 2, 1, 131, 150, 64, 64),
+    _shape(1, 2, 1, 70, 131, 128, 128),
     _shape(1, 1, 1, 5, 17, 160, 160),
     _shape(1, 1, 1, 5, 17, 256, 256),
     _shape(1, 2, 1, 9, 19, 64, 32),
@@ -223,10 +226,11 @@ STANDARD: tuple[dict[str, int], ...] = (
     _shape(1, 7, 7, 7, 21, 8, 8),
     _shape(3, 8, 2, 1, 131, 16, 16),
 )
+EDGES = (1, 2, 31, 32, 65, 127, 128, 257)
 EXHAUSTIVE: tuple[dict[str, int], ...] = (
     *STANDARD,
     _shape(0, 2, 1, 3, 5, 8, 8),
-    *(_shape(1, 2, 1, n, m, 16, 16) for n in (1, 2, 31, 32, 65, 127, 128, 257) for m in (1, 2, 31, 32, 65, 127, 128, 257)),
+    *(_shape(1, 2, 1, n, m, 16, 16) for n in EDGES for m in EDGES),
     *(_shape(1, 2, 1, 9, 35, d, d) for d in (1, 2, 3, 15, 17, 31, 56, 63, 65, 72, 112, 127, 129, 192, 255)),
     _shape(1, 2, 1, 17, 1025, 64, 64),
     _shape(1, 2, 1, 520, 513, 64, 64),

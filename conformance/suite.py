@@ -72,10 +72,11 @@ class Suite:
             CandidateError: the message names the declaration and what is legal.
         """
         from attnspec.conformance import semantics
+        from attnspec.conformance.oracle import rounding_model
 
         try:
             semantics.check(self.mechanism, signature.declares)
-            self.mechanism.rounding(signature.rounding)
+            rounding_model(self.mechanism, "fp32", signature.rounding)
         except ValueError as error:
             raise CandidateError(f"{signature.name}: {error}") from None
 
@@ -116,8 +117,11 @@ class Suite:
 
     def rounding(self, signature: CandidateSignature) -> dict[str, Any]:
         """The rounding model that the candidate is judged by."""
-        model = self.mechanism.rounding(signature.rounding)
-        return {"name": model.name, "stored": sorted(model.stored), "doc": model.doc}
+        from attnspec.conformance.oracle import rounding_model
+
+        model = rounding_model(self.mechanism, "fp32", signature.rounding)
+        entry = self.mechanism.rounding(model.name.partition("+")[0])
+        return {"name": model.name, "stored": sorted(entry.stored), "product": model.product, "doc": entry.doc}
 
     def judge(self, case: Case, expected: Any, observation: Observation) -> list[OutputEvidence]:
         """Judge what the candidate returned."""

@@ -1,11 +1,11 @@
 """The limits of a verdict: how large z may get for an honest implementation.
 
 z = (candidate - exact) / sigma, sigma from the noise of the rounding model. Two figures are limited: the root mean
-square of z, over the whole output and over every slice of every axis (one row, one head, one column), and the largest
-|z|. An honest implementation's z has an RMS of about 1, but not exactly: the model does not know in which order it adds
-or which instruction it divides with. `HONEST` is the largest RMS that honest implementations were measured to have, with
-a margin (docs/verdict.md); around it the limits are quantiles, so that the chance of failing an honest run is below
-`CHANCE` however long it is. They depend on how much is judged, never on the candidate.
+square of z, over the whole output and over every slice of every axis (one row, one head, one column), and the
+largest |z|. An honest implementation's z has an RMS of about 1, but not exactly: the model does not know in which
+order it adds or which instruction it divides with. `HONEST` is the largest RMS that honest implementations were
+measured to have, with a margin (docs/verdict.md); around it the limits are quantiles, so that the chance of failing
+an honest run is below `CHANCE` however long it is. They depend on how much is judged, never on the candidate.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def normal_quantile(tail: float) -> float:
 def student_quantile(tail: float, dof: int) -> float:
     """The value that Student's t exceeds with probability `tail` (Wallace 1959, good to a per cent)."""
     z = normal_quantile(tail)
-    factor = ((8 * dof + 1) / (8 * dof + 3)) ** 2
+    factor = ((8 * dof + 3) / (8 * dof + 1)) ** 2
     return math.sqrt(dof * math.expm1(factor * z * z / dof))
 
 

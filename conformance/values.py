@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance.shapes import Roles
 from attnspec.spec.language import InputDecl, SpecError, static_value
 from attnspec.spec.language.formats import round_to
@@ -297,7 +296,9 @@ def _constant_v(it: Draw) -> None:
     for name, place, role in it.dense_keys():
         if role == "value":
             value = it.inputs[name]
-            it.inputs[name] = np.broadcast_to(np.take(value, [0], axis=place), value.shape).copy() if value.size else value
+            it.inputs[name] = (
+                np.broadcast_to(np.take(value, [0], axis=place), value.shape).copy() if value.size else value
+            )
 
 
 def _positive(it: Draw) -> None:
@@ -393,6 +394,12 @@ def _big_sink(it: Draw) -> None:
         it.inputs[name] = np.where(np.arange(it.inputs[name].size) % 2 == 0, 100.0, -100.0)
 
 
+def _absent_sink(it: Draw) -> None:
+    """Every second head's sink is -inf: as if it had none."""
+    for name in it.of_role("sink"):
+        it.inputs[name] = np.where(np.arange(it.inputs[name].size) % 2 == 0, -np.inf, it.inputs[name])
+
+
 RECIPES: dict[str, Recipe] = {
     "normal": _normal,
     "large": _large,
@@ -411,5 +418,6 @@ RECIPES: dict[str, Recipe] = {
     "low_logits": _low_logits,
     "same_batch": _same_batch,
     "big_sink": _big_sink,
+    "absent_sink": _absent_sink,
 }
 """Recipes by name. `hidden` and `probes` add their own."""

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance import semantics, tolerance
 from attnspec.conformance.oracle import Expected
 from attnspec.conformance.types import Case, Observation, OutputEvidence
@@ -49,7 +48,8 @@ def judge(
     for number, (want, got) in enumerate(zip(expected.calls, repeats, strict=False), start=2):
         evidence += _call(case, want, got, dtypes, f" (call {number})")
     if len(repeats) < len(expected.calls):
-        evidence.append(_failed("calls", f"{len(expected.calls) - len(repeats)} further calls of the case were not made"))
+        absent = len(expected.calls) - len(repeats)
+        evidence.append(_failed("calls", f"{absent} further calls of the case were not made"))
     if expected.same and repeats:
         evidence += _unchanged(expected, outputs, repeats[0])
     return evidence
@@ -229,7 +229,7 @@ def _repeated(
         return dataclasses.replace(entry, passed=False, message="the call was not repeated")
     for number, again in enumerate(repeats, start=2):
         if name not in again or not np.array_equal(again[name], outputs[name], equal_nan=True):
-            message = f"call {number} with the same inputs returned other bits (declare determinism = 'none' if intended)"
+            message = f"call {number} with the same inputs returned other bits (if intended: determinism = 'none')"
             return dataclasses.replace(entry, passed=False, message=message)
     return entry
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from attnspec.spec.language import (
     Declarations,
@@ -19,6 +20,7 @@ from attnspec.spec.language import (
     read,
     read_expression,
 )
+from attnspec.spec.language.syntax import Kind
 
 _INPUT = re.compile(r"(\w+?)(\?)?(?:!(bool|int))?:([a-z.1-9]*)$")
 
@@ -47,7 +49,7 @@ def declared(
             name,
             tuple(axes.replace(".", "")),
             batch=tuple(batch),
-            kind=kind or "real",
+            kind=cast(Kind, kind or "real"),
             optional=bool(optional),
             broadcast=tuple((broadcast or {}).get(name, "")),
         )

@@ -1,4 +1,4 @@
-"""A second evaluator of the equation language, written from docs/language.md: loops over index values, one element at a time.
+"""A second evaluator of the equation language, written from docs/language.md: loops, one element at a time.
 
 It shares nothing with the array evaluator but the checked `Program`. Every element of every needed definition is one
 Python call; excluded places are never visited, so nothing that stands there can leak. The tests compare the array
@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
 from attnspec.spec.language.errors import EvaluationError
 from attnspec.spec.language.syntax import (
     NORMALIZERS,
@@ -34,12 +33,24 @@ from attnspec.spec.language.syntax import (
     Str,
     Unary,
 )
+from attnspec.tests.language_scalars import (
+    COMPARE,
+    CONSTANTS,
+    EXPONENTIALS,
+    FUNCTIONS,
+    SAME_KIND,
+    Value,
+    all_finite,
+    divide,
+    logsumexp,
+    power,
+    softmax,
+)
 
-Value = Any  # a Python int, float, bool or str
 Env = Mapping[str, int]
 
 
-class NotStatic(Exception):
+class NotStaticError(Exception):
     """The expression is not static."""
 
 
@@ -167,7 +178,7 @@ class Interpreter:
         counts, self.counts = self.counts, None
         try:
             return bool(self.value(node, None))
-        except NotStatic:
+        except NotStaticError:
             return None
         finally:
             self.counts = counts
@@ -181,7 +192,7 @@ class Interpreter:
         ranges = [list(range(self.length(index))) for index in batch]
         ranges += [list(rows[index]) if index in rows else list(range(self.length(index))) for index in axes]
         dtype = {"real": np.float64, "int": np.int64, "bool": np.bool_}[self.program.kinds[name]]
-        result = np.zeros([len(values) for values in ranges], dtype)
+        result: np.ndarray[Any, Any] = np.zeros([len(values) for values in ranges], dtype)
         for place in itertools.product(*(range(len(values)) for values in ranges)):
             env = {index: values[k] for index, values, k in zip((*batch, *axes), ranges, place, strict=True)}
             result[place] = self.element(name, tuple(env[index] for index in order), env)
@@ -247,14 +258,14 @@ class Interpreter:
     # -- expressions ----------------------------------------------------------------------------------------------
 
     def value(self, node: Node, env: Env | None) -> Value:
-        """The value of `node`; with `env` None only static expressions have one (NotStatic otherwise)."""
+        """The value of `node`; with `env` None only static expressions have one (NotStaticError otherwise)."""
         if isinstance(node, Num | Str | Bool):
             return node.value
         if isinstance(node, Name):
             return self.named(node.id, env)
         if isinstance(node, Unary):
             operand = self.value(node.operand, env)
-            return {"-": lambda: -operand, "+": lambda: operand, "not": lambda: not operand}[node.op]()
+            return (not operand) if node.op == "not" else -operand if node.op == "-" else operand
         if isinstance(node, Binary):
             return self.binary(node, env)
         if isinstance(node, Compare):
@@ -276,7 +287,7 @@ class Interpreter:
         if env is None:
             if isinstance(node, Ref):
                 return self.static_definition(node.name, node.subscripts)
-            raise NotStatic
+            raise NotStaticError
         if isinstance(node, Ref):
             return self.element(node.name, tuple(self.value(sub, env) for sub in node.subscripts), env)
         assert isinstance(node, Reduce)
@@ -291,7 +302,9 @@ class Interpreter:
             return self.sizes[name]
         if name in self.options:
             if self.options[name] is None:
-                raise NotStatic if env is None else EvaluationError(f"option {name!r} is absent", equation=self.line)
+                raise (
+                    NotStaticError if env is None else EvaluationError(f"option {name!r} is absent", equation=self.line)
+                )
             return self.options[name]
         if env is None:
             return self.static_definition(name, ())
@@ -301,7 +314,7 @@ class Interpreter:
         """The value of a definition whose right side is static, referred to with the indices of its left side."""
         definition = self.program.definitions.get(name)
         if definition is None or name in self.program.boundaries or definition.subscripts != subscripts:
-            raise NotStatic
+            raise NotStaticError
         value = self.value(definition.body, None)
         return float(value) if self.program.kinds[name] == "real" else value
 
@@ -319,10 +332,12 @@ class Interpreter:
                 else:
                     self.counts.exponentials += 1
             return a**b if static_power else power(a, b)
-        if node.op in ("*", "/"):
-            if self.counts is not None and not self.is_int(node) and not self.is_static(node):
-                self.counts.multiplies += 1
-        return {"+": add, "-": subtract, "*": times, "/": divide}[node.op](a, b)
+        counted = self.counts is not None and not self.is_int(node) and not self.is_static(node)
+        if node.op in ("*", "/") and counted and self.counts is not None:
+            self.counts.multiplies += 1
+        if node.op == "/":
+            return divide(a, b)
+        return a + b if node.op == "+" else a - b if node.op == "-" else a * b
 
     def is_int(self, node: Node) -> bool:
         """Whether an expression is of kind int (bools are asked about nowhere)."""
@@ -396,7 +411,7 @@ class Interpreter:
         if node.op == "prod":
             result: Value = 1
             for value in values:
-                result = times(result, value)
+                result = result * value
             return result
         if node.op in ("max", "min"):
             if not values:
@@ -432,11 +447,15 @@ class Interpreter:
         if node.op == "softmax":
             return softmax(included).get(outer, 0.0)
         self.no_nan(node.op, list(included.values()))
-        order = sorted(included, key=lambda place: (-included[place], place))
+        order = self.in_order(included)
         order += [place for place, _, keep in places if not keep]
         if node.op == "rank":
             return order.index(outer)
         return order[outer[0]][0]
+
+    def in_order(self, included: Mapping[tuple[int, ...], Value]) -> list[tuple[int, ...]]:
+        """Places from the largest value to the smallest; the lower index first on ties."""
+        return sorted(included, key=lambda place: (-included[place], place))
 
     def no_nan(self, op: str, values: Sequence[Value]) -> None:
         if any(value != value for value in values):
@@ -456,155 +475,3 @@ def children(node: Node) -> list[Node]:
         Reduce: lambda n: [n.body] if n.condition is None else [n.condition, n.body],
     }
     return below[type(node)](node) if type(node) in below else []
-
-
-# -- arithmetic on Python numbers with IEEE results instead of exceptions --------------------------------------------
-
-
-def all_finite(values: Sequence[Value]) -> bool:
-    return any(type(v) is float for v in values) and all(math.isfinite(v) for v in values)
-
-
-def add(a: Value, b: Value) -> Value:
-    return a + b
-
-
-def subtract(a: Value, b: Value) -> Value:
-    return a - b
-
-
-def times(a: Value, b: Value) -> Value:
-    return a * b
-
-
-def divide(a: Value, b: Value) -> float:
-    a, b = float(a), float(b)
-    if b != 0:
-        return a / b
-    if a == 0 or a != a:
-        return math.nan
-    return math.copysign(math.inf, a) * math.copysign(1.0, b)
-
-
-def guarded(function: Callable[..., float]) -> Callable[..., float]:
-    """`function` with NaN for a domain error and infinity for an overflow."""
-
-    def call(*arguments: Value) -> float:
-        if any(argument != argument for argument in arguments):
-            return math.nan
-        try:
-            return float(function(*(float(argument) for argument in arguments)))
-        except ValueError:
-            return math.nan
-        except OverflowError:
-            return math.inf
-
-    return call
-
-
-def power(a: Value, b: Value) -> float:
-    with np.errstate(all="ignore"):
-        return float(np.power(np.float64(a), np.float64(b)))
-
-
-def log(x: float) -> float:
-    return -math.inf if x == 0 else math.log(x)
-
-
-def log1p(x: float) -> float:
-    return -math.inf if x == -1 else math.log1p(x)
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
-
-
-def softplus(x: float) -> float:
-    return x + math.log1p(math.exp(-x)) if x > 0 else math.log1p(math.exp(x))
-
-
-def floor(x: Value) -> int:
-    if not math.isfinite(x):
-        raise EvaluationError(f"floor or ceil of {x}")
-    return math.floor(x)
-
-
-def smallest(*values: Value) -> Value:
-    return math.nan if any(v != v for v in values) else promoted(min(values), values)
-
-
-def largest(*values: Value) -> Value:
-    return math.nan if any(v != v for v in values) else promoted(max(values), values)
-
-
-def promoted(value: Value, among: Sequence[Value]) -> Value:
-    return float(value) if any(isinstance(v, float) for v in among) else value
-
-
-def logsumexp(values: Sequence[Value]) -> float:
-    top = largest(-math.inf, *values)
-    if not math.isfinite(top):
-        return float(top)
-    return float(top + math.log(math.fsum(math.exp(value - top) for value in values)))
-
-
-def softmax(included: Mapping[tuple[int, ...], Value]) -> dict[tuple[int, ...], float]:
-    top = largest(-math.inf, *included.values())
-    if top == -math.inf:
-        return {}
-    if not math.isfinite(top):
-        return dict.fromkeys(included, math.nan)
-    weights = {place: math.exp(value - top) for place, value in included.items()}
-    total = math.fsum(weights.values())
-    return {place: weight / total for place, weight in weights.items()}
-
-
-def sign(x: Value) -> Value:
-    return x if x != x else type(x)((x > 0) - (x < 0))
-
-
-def clip(x: Value, low: Value, high: Value) -> Value:
-    return promoted(smallest(largest(x, low), high), (x, low, high))
-
-
-CONSTANTS: dict[str, Value] = {"inf": math.inf, "pi": math.pi, "True": True, "False": False}
-COMPARE: dict[str, Callable[[Value, Value], bool]] = {
-    "<": lambda a, b: a < b,
-    "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b,
-    ">=": lambda a, b: a >= b,
-    "==": lambda a, b: a == b,
-    "!=": lambda a, b: a != b,
-}
-FUNCTIONS: dict[str, Callable[..., Value]] = {
-    "exp": guarded(math.exp),
-    "exp2": guarded(math.exp2),
-    "log": guarded(log),
-    "log2": guarded(lambda x: -math.inf if x == 0 else math.log2(x)),
-    "log1p": guarded(log1p),
-    "sqrt": guarded(math.sqrt),
-    "rsqrt": guarded(lambda x: divide(1.0, math.sqrt(x))),
-    "abs": abs,
-    "sign": sign,
-    "floor": floor,
-    "ceil": lambda x: -floor(-x),
-    "sin": guarded(math.sin),
-    "cos": guarded(math.cos),
-    "tanh": guarded(math.tanh),
-    "sigmoid": guarded(sigmoid),
-    "softplus": guarded(softplus),
-    "relu": lambda x: largest(x, 0),
-    "elu": guarded(lambda x: x if x > 0 else math.expm1(x)),
-    "gelu": guarded(lambda x: 0.0 if x == -math.inf else x * (1 + math.erf(x / math.sqrt(2))) / 2),
-    "silu": guarded(lambda x: 0.0 if x == -math.inf else x * sigmoid(x)),
-    "erf": guarded(math.erf),
-    "pow": power,
-    "min": smallest,
-    "max": largest,
-    "clip": clip,
-    "logaddexp": lambda a, b: logsumexp((a, b)),
-}
-SAME_KIND = frozenset("abs sign relu min max clip".split())
-EXPONENTIALS = frozenset(
-    "exp exp2 log log2 log1p sqrt rsqrt sin cos tanh sigmoid softplus elu gelu silu erf pow logaddexp".split()
-)

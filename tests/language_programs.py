@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from hypothesis import strategies as st
-
 from attnspec.spec.language.reader import parse_node
 from attnspec.spec.language.syntax import (
     Declarations,
@@ -23,6 +21,7 @@ from attnspec.spec.language.syntax import (
     OutputDecl,
     SizeDecl,
 )
+from hypothesis import strategies as st
 
 INDEX_SIZES = {"i": "N", "r": "N", "j": "M", "k": "M", "d": "D", "f": "D", "t": "T", "z": "N + 1", "b": "B"}
 BOUND = ("i", "r", "j", "k", "d", "f", "t", "z")
@@ -136,7 +135,7 @@ class Builder:
     def expression(self, kind: str, scope: str, depth: int) -> str:
         if depth <= 0:
             return self.leaf(kind, scope)
-        forms = {"real": self.real, "exact": self.exact, "int": self.int, "bool": self.bool}
+        forms = {"real": self.real, "exact": self.exact, "int": self.integer, "bool": self.condition}
         return str(forms[kind](scope, depth - 1))
 
     def shared(self, kind: str, scope: str, depth: int) -> str:
@@ -186,15 +185,29 @@ class Builder:
         return named.get(index, index)
 
     def real(self, scope: str, depth: int) -> str:
-        form = self.pick("shared", "arithmetic", "arithmetic", "function", "positive", "reduce", "reduce", "softmax", "exact", "dirty",
-                         "decided", "decided", "divide")
+        form = self.pick(
+            "shared",
+            "arithmetic",
+            "arithmetic",
+            "function",
+            "positive",
+            "reduce",
+            "reduce",
+            "softmax",
+            "exact",
+            "dirty",
+            "decided",
+            "decided",
+            "divide",
+        )
         if form == "shared":
             return self.shared("real", scope, depth)
         a = self.expression("real", scope, depth)
         if form == "arithmetic":
             return f"({a} {self.pick('+', '-', '*')} {self.expression('real', scope, depth)})"
         if form == "function":
-            return f"{self.pick('exp', 'tanh', 'sin', 'cos', 'sigmoid', 'softplus', 'silu', 'gelu', 'elu', 'erf', 'exp2')}(min({a}, 2))"
+            smooth = ("exp", "tanh", "sin", "cos", "sigmoid", "softplus", "silu", "gelu", "elu", "erf", "exp2")
+            return f"{self.pick(*smooth)}(min({a}, 2))"
         if form == "positive":
             inside = self.expression("exact", scope, depth)
             return f"{self.pick('log', 'log1p', 'sqrt', 'rsqrt', 'log2')}(abs({inside}))"
@@ -211,8 +224,14 @@ class Builder:
         if form == "dirty":
             rows, columns = [s for s in scope if s in "jk"] or ["k"], [s for s in scope if s in "df"] or ["f"]
             j, d = self.pick(*rows), self.pick(*columns)
-            return str(self.pick(f"sum[{j},{d} : ok[{j},{d}]](u[{j},{d}] * y[{j},{d}])", f"prod[{j},{d} : ok[{j},{d}]](u[{j},{d}])",
-                                 f"logsumexp[{j},{d} : ok[{j},{d}]](u[{j},{d}])", f"sum[{j},{d}](u[{j},{d}] if ok[{j},{d}] else 1)"))
+            return str(
+                self.pick(
+                    f"sum[{j},{d} : ok[{j},{d}]](u[{j},{d}] * y[{j},{d}])",
+                    f"prod[{j},{d} : ok[{j},{d}]](u[{j},{d}])",
+                    f"logsumexp[{j},{d} : ok[{j},{d}]](u[{j},{d}])",
+                    f"sum[{j},{d}](u[{j},{d}] if ok[{j},{d}] else 1)",
+                )
+            )
         if form == "divide":
             return f"({a} / ({self.expression('exact', scope, depth)} + 0.125))"  # no zero, whose sign nobody fixes
         return f"({a} if {self.expression('bool', scope, depth)} else {self.expression('real', scope, depth)})"
@@ -229,7 +248,7 @@ class Builder:
             return f"({self.expression('int', scope, depth)} + 0.5)"
         return self.leaf("exact", scope)
 
-    def int(self, scope: str, depth: int) -> str:
+    def integer(self, scope: str, depth: int) -> str:
         form = self.pick("shared", "arithmetic", "division", "sum", "rank", "rank", "argmax", "floor", "leaf", "power")
         if form == "shared":
             return self.shared("int", scope, depth)
@@ -242,7 +261,9 @@ class Builder:
         if form == "rank" and scope:
             index = self.pick(*scope)
             condition = f" : {self.expression('bool', scope, depth)}" if self.maybe() else ""
-            body = f"{self.expression('exact', scope, depth)} + {self.pick('0 * ', '')}{self.uses('exact', index, scope)}"
+            body = (
+                f"{self.expression('exact', scope, depth)} + {self.pick('0 * ', '')}{self.uses('exact', index, scope)}"
+            )
             return f"{self.pick('rank', 'argsort')}[{index}{condition}]({body})"
         if form == "argmax":
             return self.reduction(("argmax",), "exact", scope, min(depth, 1))
@@ -252,8 +273,10 @@ class Builder:
             return f"({self.leaf('int', scope)} ** 2)"
         return self.leaf("int", scope)
 
-    def bool(self, scope: str, depth: int) -> str:
-        form = self.pick("compare", "compare", "chain", "logic", "not", "quantifier", "leaf", "equal", "guarded", "cond")
+    def condition(self, scope: str, depth: int) -> str:
+        form = self.pick(
+            "compare", "compare", "chain", "logic", "not", "quantifier", "leaf", "equal", "guarded", "cond"
+        )
         kind = self.pick("int", "exact")
         a = self.expression(kind, scope, depth)
         if form == "compare":
@@ -300,8 +323,11 @@ class Builder:
             lines += [f"{name}h[{edge}] = 1", f"{name}[t,d] = tanh({name}[{before},d]) * {name}h[{before}] + {new}"]
             lines.append(f"{name}h[t] = 0.5 * {name}h[{before}] + max[d]({name}[t,d] if {name}[t,d] > -4 else 0)")
             self.defined[f"{name}h"] = ("t", "real")
-        lines.append(f"{name}o[t,d] = {name}[{before},d] + {name}[{'T - 1' if forward else '0' if self.maybe() else 'T'},d]"
-                     if forward else f"{name}o[t,d] = {name}[{before},d] + {name}[T,d]")
+        lines.append(
+            f"{name}o[t,d] = {name}[{before},d] + {name}[{'T - 1' if forward else '0' if self.maybe() else 'T'},d]"
+            if forward
+            else f"{name}o[t,d] = {name}[{before},d] + {name}[T,d]"
+        )
         self.defined[name] = ("td", "real")
         self.defined[f"{name}o"] = ("td", "real")
         return lines

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from attnspec.conformance.bridges import narrow, read, to_jax
 from attnspec.conformance.candidate import CandidateError
 from attnspec.conformance.layouts import LAYOUTS, geometry
@@ -142,7 +141,8 @@ def test_a_write_past_an_allocation_of_torch_is_seen(name: str) -> None:
     assert tuple(out.shape) == (4, 5) and not memory.faults()
     out.as_strided((2,), (1,), out.storage_offset() + 22).fill_(1.0)
     (line,) = memory.faults()
-    assert line.startswith("writes out of bounds: 2 elements past its end (the first 2 past it), in a tensor of shape (4, 5)")
+    assert line.startswith("writes out of bounds: 2 elements past its end (the first 2 past it)")
+    assert "in a tensor of shape (4, 5)" in line
 
 
 def test_allocations_of_torch_keep_their_content_strides_and_dtype() -> None:

@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported anywhere
 
+import inspect
+import math
 from typing import Any
 
 import pytest
@@ -14,7 +16,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from attnspec.conformance.types import Unsupported  # noqa: E402
+from attnspec.impls import softmax_arguments  # noqa: E402
 from attnspec.impls.engines.softmax_configs import TileConfig  # noqa: E402
+from attnspec.impls.engines.softmax_launch import plan_forward  # noqa: E402
 from attnspec.impls.softmax import configs, softmax_attention  # noqa: E402
 
 INF = float("inf")
@@ -158,15 +162,269 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-def case(name: str, **sizes: int) -> dict[str, Any]:
-    names, options = CASES[name]
-    return tensors(**sizes) | {n: extra()[n] for n in names} | options
+def run(x: dict[str, Any], config: Any = SMALL) -> tuple[Any, Any]:
+    with torch.no_grad():
+        return softmax_attention(**x, config=config)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_forward_equals_the_formula(name: str) -> None:
-    x = case(name)
-    O, LSE = softmax_attention(**x, config=SMALL)
+def check(x: dict[str, Any], tolerance: float = 3e-6, config: Any = SMALL) -> None:
+    O, LSE = run(x, config)
     want, lse = formula(x)
-    close(O, want)
-    close(LSE, lse)
+    assert O.dtype == x["Q"].dtype and LSE.dtype == torch.float32
+    close(O, want, tolerance)
+    close(LSE, lse, min(tolerance, 1e-4))
+
+
+DEFAULTS: dict[str, Any] = {
+    n: p.default for n, p in inspect.signature(softmax_attention).parameters.items() if n not in ("Q", "config")
+}
+E1 = math.exp(1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "lse"),
+    [
+        pytest.param({}, (E1 + 2) / (E1 + 1), math.log(E1 + 1), id="plain"),
+        pytest.param({"sink": torch.zeros(1)}, (E1 + 2) / (E1 + 2), math.log(E1 + 2), id="sink"),
+        pytest.param({"sink": torch.full((1,), -INF)}, (E1 + 2) / (E1 + 1), math.log(E1 + 1), id="absent-sink"),
+        pytest.param({"sink": torch.full((1,), 200.0)}, 0.0, 200.0, id="large-sink"),
+        pytest.param({"mask": torch.zeros(1, 1, 1, 2, dtype=torch.bool)}, 0.0, -INF, id="empty-row"),
+        pytest.param({"mask": torch.zeros(1, 1, 1, 2, dtype=torch.bool), "sink": torch.zeros(1)}, 0.0, 0.0, id="empty-row-sink"),
+        pytest.param({"causal": True, "causal_alignment": "top_left"}, 1.0, 1.0, id="top-left"),
+        pytest.param({"causal": True}, (E1 + 2) / (E1 + 1), math.log(E1 + 1), id="bottom-right"),
+    ],
+)
+def test_worked_examples_come_out(given: dict[str, Any], output: float, lse: float) -> None:
+    x = {"Q": torch.tensor([[[[1.0, 0.0]]]]), "K": torch.eye(2)[None, None], "V": torch.tensor([[[[1.0], [2.0]]]]), "scale": 1.0}
+    O, LSE = run(x | given, None)
+    assert O.item() == pytest.approx(output, abs=1e-6)
+    assert LSE.item() == pytest.approx(lse, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_half_precision_is_rounded_only_at_weights_and_output(dtype: Any) -> None:
+    x = tensors(B=1, M=70, dtype=dtype) | {"causal": True}
+    check(x, tolerance=2.0 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(
+    ("N", "M", "D", "E"), [(1, 1, 1, 1), (1, 33, 3, 5), (17, 1, 16, 1), (33, 16, 40, 7), (16, 32, 256, 200), (5, 7, 129, 256)]
+)
+def test_any_size_works(N: int, M: int, D: int, E: int) -> None:
+    check(tensors(B=1, H=2, Hk=1, N=N, M=M, D=D, E=E) | {"causal": True})
+
+
+@pytest.mark.parametrize("sizes", [{"N": 0}, {"M": 0}, {"B": 0}, {"N": 0, "M": 0}], ids=str)
+@pytest.mark.parametrize("sink", [False, True])
+def test_empty_sizes_give_empty_rows(sizes: dict[str, int], sink: bool) -> None:
+    x = tensors(**sizes) | ({"sink": torch.arange(4.0)} if sink else {})
+    O, LSE = run(x, None)
+    want, lse = formula(x)
+    assert torch.equal(O.double(), want) and torch.equal(LSE.double(), lse)
+
+
+@pytest.mark.parametrize(("H", "Hk"), [(6, 3), (3, 3), (5, 1)])
+def test_consecutive_query_heads_share_a_key_head(H: int, Hk: int) -> None:
+    check(tensors(H=H, Hk=Hk, N=5, M=6, D=4, E=4))
+
+
+def spread(x: Any, kind: str) -> Any:
+    """The same values in another memory layout."""
+    if kind == "bihd":
+        return x.transpose(1, 2).contiguous().transpose(1, 2)
+    if kind == "feature-major":
+        return x.transpose(2, 3).contiguous().transpose(2, 3)
+    if kind == "strided":
+        return torch.full((*x.shape[:3], 2 * x.shape[3] + 1), torch.nan, dtype=x.dtype)[..., 1::2].copy_(x)
+    wide = torch.full((x.shape[0], x.shape[1] + 2, x.shape[2] + 3, x.shape[3] + 1), torch.nan, dtype=x.dtype)
+    return wide[:, 1:-1, 2:-1, 1:].copy_(x)
+
+
+@pytest.mark.parametrize("kind", ["bihd", "feature-major", "strided", "offset"])
+def test_memory_layout_does_not_matter(kind: str) -> None:
+    x = tensors() | {n: extra()[n] for n in ("bias", "mask", "dropout_mask")}
+    want = run(x)
+    for turn in range(3):
+        names = (("Q", "mask"), ("K", "bias"), ("V", "dropout_mask"))[turn]
+        other = x | {n: spread(x[n], kind) for n in names}
+        before = {n: other[n].clone() for n in names}
+        for got, expected in zip(run(other), want):
+            assert torch.equal(got, expected)
+        assert all(torch.equal(other[n], before[n]) for n in names), "an input was changed"
+
+
+def test_expanded_inputs_need_no_copy() -> None:
+    x = tensors()
+    one = x | {"K": x["K"][:1].expand(2, -1, -1, -1), "V": x["V"][:, :1].expand(-1, 2, -1, -1)}
+    for got, want in zip(run(one), run({n: v.clone() for n, v in one.items()})):
+        assert torch.equal(got, want)
+
+
+def poisoned(x: dict[str, Any], unseen: Any, value: float) -> dict[str, Any]:
+    """Keys and values [b, g, j] that no query sees become NaN or infinite."""
+    return x | {n: torch.where(unseen[:, None, :, None], value, x[n]) for n in ("K", "V")}
+
+
+@pytest.mark.parametrize("value", [torch.nan, INF, -INF])
+@pytest.mark.parametrize("name", ["lengths", "left-pad", "segments", "mask", "bias", "chunk", "everything", "window"])
+def test_what_is_masked_for_all_does_not_leak(name: str, value: float) -> None:
+    names, options = CASES[name]
+    x = tensors(H=2, Hk=1) | {n: extra(H=2)[n] for n in names} | options
+    if "mask" in x:
+        x["mask"] = x["mask"] & (torch.arange(35) % 3 != 0)
+    if "bias" in x:
+        x["bias"] = torch.where(torch.arange(35) % 4 == 0, -INF, x["bias"])
+    if name in ("chunk", "window"):
+        x |= {"causal_alignment": "top_left"}
+    unseen = ~kept(x, 21, 35).any(1).any(1)
+    assert unseen.any()
+    for got, want in zip(run(poisoned(x, unseen, value)), run(x)):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("value", [torch.nan, INF])
+def test_what_one_row_sees_does_not_leak_into_rows_that_do_not(value: float) -> None:
+    x = tensors(B=1, H=2, Hk=1, N=20, M=20) | {"causal": True}
+    bad = x | {"K": x["K"].clone(), "V": x["V"].clone()}
+    bad["V"][:, :, 7, 3] = value
+    bad["K"][:, :, 11, 0] = torch.nan
+    O, LSE = run(bad)
+    clean, lse = run(x)
+    close(O[:, :, :7], clean[:, :, :7], 1e-6)
+    close(O[:, :, :11, :3], clean[:, :, :11, :3], 1e-6)
+    close(LSE[:, :, :11], lse[:, :, :11], 0.0)
+    assert not torch.isfinite(O[:, :, 7:11, 3]).any() and torch.isnan(O[:, :, 11:]).all()
+
+
+def paged(x: dict[str, Any], page: int, seed: int = 5) -> dict[str, Any]:
+    """K and V in pages in random order; slots and table entries beyond the lengths hold poison."""
+    B, Hk, M, D = x["K"].shape
+    count = -(-M // page)
+    order = torch.randperm(B * count + 2, generator=torch.Generator().manual_seed(seed))
+    table = order[: B * count].reshape(B, count)
+    out = {n: v for n, v in x.items() if n not in ("K", "V")}
+    for name, source in (("k_pages", x["K"]), ("v_pages", x["V"])):
+        pages = torch.full((B * count + 2, page, Hk, source.shape[3]), torch.nan)
+        for b in range(B):
+            for j in range(int(x["kv_length"][b])):
+                pages[table[b, j // page], j % page] = source[b, :, j]
+        out[name] = pages
+    for b in range(B):
+        table[b, -(-int(x["kv_length"][b]) // page) :] = -1
+    return out | {"block_table": table}
+
+
+@pytest.mark.parametrize("page", [1, 5, 16])
+@pytest.mark.parametrize("options", [{"causal": True}, {"window_left": 6, "sink_tokens": 2}], ids=str)
+def test_paged_cache_equals_dense_keys(page: int, options: dict[str, Any]) -> None:
+    x = tensors(M=30) | {"kv_length": torch.tensor([27, 4]), "q_length": torch.tensor([21, 2])} | options
+    want = run(x)
+    for got, expected in zip(run(paged(x, page)), want):
+        close(got, expected, 1e-6)
+
+
+@pytest.mark.parametrize("splits", [1, 2, 3, 7])
+@pytest.mark.parametrize("name", ["plain", "sink", "everything", "sink-tokens"])
+def test_number_of_splits_does_not_matter(name: str, splits: int) -> None:
+    names, options = CASES[name]
+    x = tensors(N=2) | {n: extra(N=21)[n][..., :2, :] if n in ("bias", "mask", "dropout_mask") else extra()[n] for n in names}
+    x |= options
+    if "mask" in x:
+        x["mask"] = x["mask"].clone()
+        x["mask"][0, 0, 1] = False
+    check(x, config=TileConfig(16, 16, 1, 1, splits=splits))
+
+
+def test_decode_takes_the_split_path_by_itself() -> None:
+    x = tensors(N=1, M=150) | {"kv_length": torch.tensor([150, 3]), "causal": True}
+    problem = softmax_arguments.check(**(DEFAULTS | x))
+    launches, _, _ = plan_forward(problem, None, None, 8)
+    assert [launch.name for launch in launches] == ["decode", "decode_repair", "merge"]
+    check(x, config=None)
+
+
+def test_split_decode_from_pages_equals_dense_keys() -> None:
+    x = tensors(N=1, M=60) | {"kv_length": torch.tensor([60, 33]), "sink": torch.randn(4)}
+    config = TileConfig(16, 16, 1, 1, splits=3)
+    for got, want in zip(run(paged(x, 7), config), run(x, config)):
+        close(got, want, 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["forward", "decode"])
+def test_every_configuration_gives_the_same_result(kind: str) -> None:
+    x = tensors(B=1, N=40 if kind == "forward" else 1, M=70) | {"causal": True}
+    found = configs(kind, 20, 12, torch.float32)
+    assert len(found) >= 2
+    for config in found:
+        check(x, config=config)
+
+
+def test_results_repeat_bit_for_bit_and_do_not_depend_on_the_batch() -> None:
+    x = tensors() | {n: extra()[n] for n in ("bias", "mask", "sink")}
+    O, LSE = run(x)
+    again = run(x)
+    assert torch.equal(O, again[0]) and torch.equal(LSE, again[1])
+    second = x | {n: x[n][1:] for n in ("Q", "K", "V", "mask")}
+    alone = run(second)
+    assert torch.equal(O[1:], alone[0]) and torch.equal(LSE[1:], alone[1])
+
+
+def test_large_logits_neither_overflow_nor_vanish() -> None:
+    x = tensors(B=1, N=4, M=40, D=4, E=4)
+    check(x | {"Q": x["Q"] * 300, "K": x["K"] * 300, "scale": 0.5}, tolerance=2e-3)
+    check(x | {"Q": torch.full((1, 4, 4, 4), 300.0), "K": x["K"] - 300, "scale": 0.5}, tolerance=0.05)
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no-keys": ({"K": None}, "give either K and V, or k_pages, v_pages and block_table"),
+    "both": ({"k_pages": torch.zeros(1, 1, 2, 20)}, "give either K and V"),
+    "heads": ({"K": torch.zeros(2, 3, 35, 20), "V": torch.zeros(2, 3, 35, 12)}, "multiple of the number of key/value heads, got 4 and 3"),
+    "head-size": ({"K": torch.zeros(2, 2, 35, 21)}, "K must be of Q's head size 20, got 21"),
+    "batch": ({"Q": torch.zeros(3, 4, 21, 20)}, "K must be of Q's batch size 3, got 2"),
+    "values": ({"V": torch.zeros(2, 2, 34, 12)}, "V must be of K's leading shape"),
+    "dtype": ({"K": torch.zeros(2, 2, 35, 20).half()}, "K must be of Q's dtype torch.float32, got torch.float16"),
+    "axes": ({"Q": torch.zeros(4, 21, 20)}, "Q must be of four axes"),
+    "mask-dtype": ({"mask": torch.zeros(2, 1, 21, 35)}, "mask must be of dtype torch.bool, got torch.float32"),
+    "mask-shape": ({"mask": torch.zeros(2, 1, 21, 1, dtype=torch.bool)}, r"\[2, 4, 21, 35\], got shape \[2, 1, 21, 1\]"),
+    "bias-rank": ({"bias": torch.zeros(21, 35)}, "bias must be of a shape"),
+    "dropout-shape": ({"dropout_mask": torch.ones(1, 4, 21, 35, dtype=torch.bool)}, "dropout_mask must be of shape"),
+    "dropout": ({"dropout_p": 0.5}, "dropout_p needs an explicit dropout_mask"),
+    "dropout-one": ({"dropout_p": 1.0, "dropout_mask": torch.ones(2, 4, 21, 35, dtype=torch.bool)}, r"dropout_p must be in \[0, 1\)"),
+    "sink": ({"sink": torch.zeros(3)}, r"sink must be a float tensor of shape \[4\]"),
+    "segment": ({"q_segment": torch.zeros(2, 21, dtype=torch.int32)}, "q_segment and kv_segment go together"),
+    "segment-length": (
+        {"q_segment": torch.zeros(2, 21, dtype=torch.int32), "kv_segment": torch.zeros(2, 35, dtype=torch.int32),
+         "kv_length": torch.tensor([1, 2])}, "give no kv_length",
+    ),
+    "length": ({"kv_length": torch.tensor([36, 1])}, r"kv_length must be within 0..35, got 36"),
+    "length-type": ({"kv_length": torch.tensor([3.0, 1.0])}, "kv_length must be an integer tensor"),
+    "softcap": ({"softcap": 0.0}, "softcap must be positive"),
+    "scale": ({"scale": INF}, "scale must be a finite number"),
+    "causal": ({"causal": 1}, "causal must be True or False, got 1"),
+    "alignment": ({"causal_alignment": "left"}, "causal_alignment must be bottom_right or top_left, got 'left'"),
+    "window": ({"window_left": -1}, "window_left must be at least 0, got -1"),
+    "window-type": ({"window_right": 1.5}, "window_right must be an int or None, got 1.5"),
+    "chunk": ({"chunk": 0}, "chunk must be at least 1"),
+    "sink-tokens": ({"sink_tokens": 2}, "window_left must be given"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_wrong_arguments_are_named(name: str) -> None:
+    change, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        softmax_attention(**(tensors() | change))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (tensors(N=2, M=2, D=257), "head size 257; supported are 1..256"),
+        (tensors(N=2, M=2, E=300), "head size 300"),
+        (tensors(N=2, M=2, dtype=torch.float64), "dtype torch.float64; supported are float16, bfloat16, float32"),
+    ],
+    ids=["D", "E", "dtype"],
+)
+def test_what_is_not_offered_is_refused(x: dict[str, Any], message: str) -> None:
+    with pytest.raises(Unsupported, match=message):
+        softmax_attention(**x)

@@ -1,21 +1,23 @@
-"""The array evaluator agrees with the loop interpreter, on generated programs and on the values that the manual states."""
+"""The array evaluator agrees with the loop interpreter, on generated programs and on the manual's values."""
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from attnspec.spec.language import EvaluationError, evaluate, read
 from attnspec.spec.language.reader import parse_node
 from attnspec.spec.language.syntax import Declarations, InputDecl, OptionDecl, OutputDecl, SizeDecl
+from attnspec.tests import language_interpreter
 from attnspec.tests.language_interpreter import interpret
-from attnspec.tests.language_programs import Sample, samples, wild_samples
+from attnspec.tests.language_programs import Sample, make_sample, samples, wild_samples
+from attnspec.tests.language_scalars import COMPARE, FUNCTIONS, logsumexp, softmax
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 EXAMPLES = settings(
     max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -178,3 +180,44 @@ def test_the_comparison_rejects_what_differs() -> None:
             assert_alike({"y": np.array(other)}, value)
     with pytest.raises(AssertionError):
         assert_alike("error", value)
+
+
+def _whole_line(self: Any, name: str, subscripts: Any) -> Any:
+    """A recurrence that never sees its initial line."""
+    return self.program.definitions[name]
+
+
+def _last_of_ties(self: Any, included: dict[Any, Any]) -> list[Any]:
+    return sorted(included, key=lambda place: (-included[place], -place[0]))
+
+
+FLAWS: dict[str, dict[str, Any]] = {
+    "softmax of an empty row is NaN": {"softmax": lambda row: softmax(row) or dict.fromkeys(row, np.nan)},
+    "softmax without normalization": {"softmax": lambda row: {at: np.exp(x) for at, x in row.items()}},
+    "logsumexp in base 2": {"logsumexp": lambda values: logsumexp(values) / np.log(2)},
+    "< taken for <=": {"COMPARE": {**COMPARE, "<": COMPARE["<="]}},
+    ">= taken for >": {"COMPARE": {**COMPARE, ">=": COMPARE[">"]}},
+    "relu without its kink": {"FUNCTIONS": {**FUNCTIONS, "relu": lambda x: x}},
+    "sign of zero is one": {"FUNCTIONS": {**FUNCTIONS, "sign": lambda x: FUNCTIONS["sign"](x) or type(x)(1)}},
+    "floor towards zero": {"FUNCTIONS": {**FUNCTIONS, "floor": int}},
+    "the tanh form of gelu": {
+        "FUNCTIONS": {**FUNCTIONS, "gelu": lambda x: x / (1 + np.exp(-1.702 * x)) if np.isfinite(x) else x}
+    },
+    "ties go to the higher index": {"Interpreter.in_order": _last_of_ties},
+    "the initial line is ignored": {"Interpreter.line_for": _whole_line},
+    "subscripts wrap": {"Interpreter.inside": lambda self, name, subscript, length: None},
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_generated_programs_tell_a_wrong_evaluator(flaw: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = [make_sample(random.Random(seed).randrange) for seed in range(400)]
+    for name, wrong in FLAWS[flaw].items():
+        owner, _, attribute = name.rpartition(".")
+        monkeypatch.setattr(language_interpreter.Interpreter if owner else language_interpreter, attribute, wrong)
+    for sample in programs:
+        try:
+            assert_alike(outcome(interpret, sample), outcome(evaluate, sample))
+        except Exception:  # a wrong value, or a crash of the wrong evaluator
+            return
+    pytest.fail(f"400 programs do not notice: {flaw}")

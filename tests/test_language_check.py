@@ -1,9 +1,8 @@
-"""The checker accepts what has a meaning and names what has none: names, indices, subscripts, kinds, cycles, outputs."""
+"""The checker accepts what has a meaning and names what has none: names, indices, kinds, cycles, outputs."""
 
 from __future__ import annotations
 
 import pytest
-
 from attnspec.spec.language import Declarations, SpecError, kind_of, read, read_expression
 from attnspec.spec.language.syntax import OptionDecl
 from attnspec.tests.language_build import ATTENTION, attention, declared
@@ -113,18 +112,18 @@ def test_a_batch_axis_stays_implicit() -> None:
 
 
 DECLARATIONS = [
-    (dict(indices="i:N", inputs="N:i", outputs="y:i"), "'N' is declared as size and as input"),
-    (dict(indices="exp:N", inputs="x:i", outputs="y:i"), "index 'exp' is a reserved name"),
-    (dict(indices="i:N", inputs="x:k", outputs="y:i"), "input 'x' has axis 'k', which is no index"),
-    (dict(indices="i:N", inputs="x:ii", outputs="y:i"), "input 'x' has an axis twice"),
-    (dict(indices="i:N", inputs="x:i", outputs="y:i", broadcast={"x": "k"}), "input 'x' broadcasts 'k'"),
-    (dict(indices="i:N+Z", inputs="x:i", outputs="y:i"), "size of index 'i' uses 'Z', which is no declared size"),
+    ({"indices": "i:N", "inputs": "N:i", "outputs": "y:i"}, "'N' is declared as size and as input"),
+    ({"indices": "exp:N", "inputs": "x:i", "outputs": "y:i"}, "index 'exp' is a reserved name"),
+    ({"indices": "i:N", "inputs": "x:k", "outputs": "y:i"}, "input 'x' has axis 'k', which is no index"),
+    ({"indices": "i:N", "inputs": "x:ii", "outputs": "y:i"}, "input 'x' has an axis twice"),
+    ({"indices": "i:N", "inputs": "x:i", "outputs": "y:i", "broadcast": {"x": "k"}}, "input 'x' broadcasts 'k'"),
+    ({"indices": "i:N+Z", "inputs": "x:i", "outputs": "y:i"}, "size of index 'i' uses 'Z', which is no declared size"),
 ]
 
 
 @pytest.mark.parametrize(("parts", "message"), DECLARATIONS, ids=[message for _, message in DECLARATIONS])
 def test_contradictory_declarations_are_refused(parts: dict[str, str], message: str) -> None:
-    with pytest.raises(SpecError, match="^[^\n]*$") as caught:
+    with pytest.raises(SpecError, match=r"^[^\n]*$") as caught:
         read("y[i] = 1", declared(**parts))  # type: ignore[arg-type]
     assert message in caught.value.message
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
-
 from attnspec.spec import load, mechanisms
 from attnspec.spec.language import SpecError, evaluate, read
 from attnspec.spec.language.export import SCHEMA, from_json, node_from_json, node_to_json, to_json
 from attnspec.spec.language.functions import FUNCTIONS
 from attnspec.spec.language.syntax import NORMALIZERS, REDUCTIONS, Bool, Compare, Name, Num, Place, Str
 from attnspec.tests.language_programs import Sample, samples, wild_samples
+from hypothesis import HealthCheck, given, settings
 
 schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
 
@@ -91,6 +90,10 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return data
 
 
+N = {"node": "name", "id": "N"}
+TRUE = {"node": "bool", "value": True}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "complaint"),
     [
@@ -98,15 +101,15 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("format", None, "format"),
         ("surplus", 1, "surplus"),
         ("definitions.0.body.node", "lambda", "lambda"),
-        ("definitions.0.body", {"node": "call", "function": "system", "arguments": [{"node": "name", "id": "N"}]}, "system"),
+        ("definitions.0.body", {"node": "call", "function": "system", "arguments": [N]}, "system"),
         ("definitions.0.body", {"node": "name", "id": "__import__('os')"}, "does not match"),
         ("definitions.0.body", {"node": "name", "id": "nowhere"}, "nowhere"),
         ("definitions.0.body", {"node": "number", "kind": "int", "value": 2.5}, "int"),
         ("definitions.0.body", {"node": "number", "kind": "int", "value": 2**70}, "63 bits"),
         ("definitions.0.body", {"node": "name", "id": "N", "surplus": 1}, "surplus"),
-        ("definitions.0.body", {"node": "call", "function": "exp", "arguments": [{"node": "name", "id": "N"}] * 3}, "exp"),
-        ("definitions.0.body", {"node": "call", "function": "present", "arguments": [{"node": "bool", "value": True}]}, "present"),
-        ("definitions.0.body", {"node": "compare", "ops": ["<"], "operands": [{"node": "name", "id": "N"}] * 3}, "operand"),
+        ("definitions.0.body", {"node": "call", "function": "exp", "arguments": [N] * 3}, "exp"),
+        ("definitions.0.body", {"node": "call", "function": "present", "arguments": [TRUE]}, "present"),
+        ("definitions.0.body", {"node": "compare", "ops": ["<"], "operands": [N] * 3}, "operand"),
         ("definitions.1.name", "pad", "twice"),
         ("definitions.0.boundary", True, "definitions"),
         ("order.0", "O", "order"),

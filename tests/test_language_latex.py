@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-
 from attnspec.spec import load, mechanisms
 from attnspec.spec.language import SpecError, read, read_expression
 from attnspec.spec.language.latex import expression_to_latex, to_latex
+from attnspec.spec.language.syntax import Declarations, InputDecl, OutputDecl, SizeDecl
 from attnspec.tests.language_programs import Sample, samples, wild_samples
+from hypothesis import HealthCheck, given, settings
 
 
 def assert_balanced(formula: str) -> None:
@@ -65,7 +65,7 @@ def test_the_balance_check_rejects(formula: str) -> None:
         ("sum[d](Q[d] * K[d])", r"\sum_{d} Q_{d} \, K_{d}"),
         ("sum[d](Q[d] + K[d]) * x", r"\left(\sum_{d} \left(Q_{d} + K_{d}\right)\right) \, x"),
         ("sum[j,k : j <= i and k < j](x[j,k])", r"\sum_{j, k \,:\, j \le i \wedge k < j} x_{j, k}"),
-        ("softmax[j : keep[i,j]](S[i,j])", r"\operatorname{softmax}_{j \,:\, \mathrm{keep}_{i, j}}\left(S_{i, j}\right)"),
+        ("softmax[j : on[i,j]](S[i,j])", r"\operatorname{softmax}_{j \,:\, \mathrm{on}_{i, j}}\left(S_{i, j}\right)"),
         ("argmax[j](x[j])", r"\operatorname*{arg\,max}_{j}\left(x_{j}\right)"),
         ("any[j](x[j] > 0)", r"\bigvee_{j} \left(x_{j} > 0\right)"),
         ("1 if a < b <= c else 0", r"\left[a < b \le c\right]"),
@@ -113,15 +113,11 @@ def test_options_decide_what_is_shown() -> None:
 
 
 def test_a_recurrence_shows_its_initial_line() -> None:
-    sample_program = read(
-        "S[-1] = 0\nS[t] = 0.5 * S[t-1] + w\nO[t] = S[t]", _scan_declarations()
-    )
+    sample_program = read("S[-1] = 0\nS[t] = 0.5 * S[t-1] + w\nO[t] = S[t]", _scan_declarations())
     assert to_latex(sample_program) == ["S_{-1} = 0", r"S_{t} = 0.5 \, S_{t - 1} + w", "O_{t} = S_{t}"]
 
 
-def _scan_declarations():  # type: ignore[no-untyped-def]
-    from attnspec.spec.language.syntax import Declarations, InputDecl, OutputDecl, SizeDecl
-
+def _scan_declarations() -> Declarations:
     return Declarations(
         {"T": SizeDecl("T")}, {"t": read_expression("T")}, {"w": InputDecl("w", ())}, {}, {"O": OutputDecl("O", ("t",))}
     )

@@ -6,7 +6,6 @@ import random
 import time
 
 import pytest
-
 from attnspec.spec.language import Program, SpecError, read, read_expression
 from attnspec.spec.language.macros import prelude
 from attnspec.spec.language.syntax import (
@@ -246,7 +245,9 @@ def test_macros_that_explode_are_refused_quickly() -> None:
     macros = "m0(x) = x + x\n" + "\n".join(f"m{k + 1}(x) = m{k}(m{k}(x))" for k in range(30))
     deep = "m0(x) = x + 1\n" + "\n".join(f"m{k + 1}(x) = m{k}(x) + 1" for k in range(300))
     nested = "d(x) = x + x"
-    for text, definitions in (("m5(1)", macros), ("m300(1)", deep), ("d(" * 55 + "1" + ")" * 55, nested)):
+    wide = "m0(x) = x + x\n" + "\n".join(f"m{k + 1}(x) = m{k}(x) + m{k}(x)" for k in range(12))
+    many = f"max({', '.join(['m12(1)'] * 480)})"
+    for text, definitions in ((many, wide), ("m5(1)", macros), ("m300(1)", deep), ("d(" * 55 + "1" + ")" * 55, nested)):
         start = time.perf_counter()
         with pytest.raises(SpecError, match="macros expand this"):
             reading(f"y[i] = {text}", definitions)
@@ -273,7 +274,8 @@ def test_four_hundred_equations_of_any_order_are_read() -> None:
 
 PIECES = [
     "y[i]", "=", "sum[j", ":", "]", "(", ")", "[", "x", "Q", ",", "i", "j", "+", "-", "**", "if", "else", "and", "not",
-    "1", "2.5", "9" * 30, "lambda", "for", "in", "'", '"', "#", "\n", "\\", ".", "@", "{", "}", "softmax[j](", "__class__",
+    "1", "2.5", "9" * 30, "lambda", "for", "in", "'", '"', "#", "\n", "\\", ".", "@", "{", "}", "softmax[j](",
+    "__class__",
     "l2norm[d](", ":=", "*", "%", "==", "<", "present(", "é", "\x00", "\t", "True", "None", "S[-1]", "yield", "await",
 ]  # fmt: skip
 

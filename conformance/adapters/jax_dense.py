@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance.adapters._library import MECHANISM, library, refusals, versions
 from attnspec.conformance.candidate import candidate
 from attnspec.conformance.types import Unsupported
@@ -99,35 +98,45 @@ def jax_dense(
     lengths = [None if given is None else jnp.asarray(given, jnp.int32) for given in (q_length, kv_length)]
     if N == 0 or M == 0:
         raise Unsupported("XLA's softmax has no identity for an empty axis")
-    with refusals(REFUSALS):
+
+    # Compiled as a whole, as its users do it: one compilation for a shape instead of one for each of its operations.
+    @jax.jit
+    def attend(Q: Any, K: Any, V: Any, bias: Any, mask: Any, q_length: Any, kv_length: Any) -> tuple[Any, Any]:
         O, LSE = jax.nn.dot_product_attention(
             *(jnp.swapaxes(array, 1, 2) for array in (Q, K, V)),
             bias=bias,
             mask=mask,
             scale=scale,
             is_causal=causal,
-            query_seq_lengths=lengths[0],
-            key_value_seq_lengths=lengths[1],
+            query_seq_lengths=q_length,
+            key_value_seq_lengths=kv_length,
             local_window_size=window,
             return_residual=True,
         )
-    return jnp.swapaxes(O, 1, 2), _without_gradient(jax, jnp, jnp.swapaxes(LSE, 1, 2))
+        return jnp.swapaxes(O, 1, 2), jnp.swapaxes(LSE, 1, 2)
+
+    with refusals(REFUSALS):
+        O, LSE = attend(Q, K, V, bias, mask, *lengths)
+    return O, _without_gradient(jax, jnp, LSE, O)
 
 
-def _without_gradient(jax: Any, jnp: Any, LSE: Any) -> Any:
-    """The library stops the gradient of its LSE; a case that asks for it is refused instead of answered with zeros."""
+def _without_gradient(jax: Any, jnp: Any, LSE: Any, O: Any) -> Any:
+    """The library stops the gradient of its LSE; a case that asks for it is refused instead of answered with zeros.
+
+    O only ties the LSE to the differentiated computation, which the library has cut it off from.
+    """
 
     @jax.custom_vjp
-    def passed(value: Any) -> Any:
+    def passed(value: Any, tie: Any) -> Any:
         return value
 
-    def forward(value: Any) -> tuple[Any, None]:
-        return value, None
+    def forward(value: Any, tie: Any) -> tuple[Any, Any]:
+        return value, tie
 
-    def backward(_: None, cotangent: Any) -> tuple[Any]:
+    def backward(tie: Any, cotangent: Any) -> tuple[Any, Any]:
         if bool(jnp.any(cotangent != 0)):
             raise Unsupported("return_residual stops the gradient: the LSE is not differentiable")
-        return (cotangent,)
+        return cotangent, jnp.zeros_like(tie)
 
     passed.defvjp(forward, backward)
-    return passed(LSE)
+    return passed(LSE, O)

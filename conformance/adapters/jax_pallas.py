@@ -92,7 +92,9 @@ def jax_pallas(
         block_kv_dq=backward_k,
     )
     differentiated = any(isinstance(array, jax.core.Tracer) for array in (Q, K, V))
-    with refusals(REFUSALS):
+
+    @jax.jit
+    def attend(Q: Any, K: Any, V: Any, segments: Any) -> Any:
         result = kernel.mha(
             *(jnp.swapaxes(array, 1, 2) for array in (Q, K, V)),
             segments,
@@ -102,7 +104,7 @@ def jax_pallas(
             interpret=True,
             return_residuals=not differentiated,
         )
-    if differentiated:
-        return jnp.swapaxes(result, 1, 2)
-    O, LSE = result
-    return jnp.swapaxes(O, 1, 2), LSE
+        return jnp.swapaxes(result, 1, 2) if differentiated else (jnp.swapaxes(result[0], 1, 2), result[1])
+
+    with refusals(REFUSALS):
+        return attend(Q, K, V, segments)

@@ -12,7 +12,6 @@ import math
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance.adapters._library import MECHANISM, library, versions
 from attnspec.conformance.candidate import candidate
 from attnspec.conformance.types import Unsupported
@@ -167,14 +166,19 @@ def jax_splash(
         )
         for entry in ([None] if mask is None else np.asarray(mask))
     ]
-    scaled = _scaled(jnp, Q, D**-0.5 if scale is None else scale)
-    queries, keys, values = (_to_tiles(jnp, array) for array in (scaled, K, V))
-    results = []
-    for b in range(B):
-        ids = None if segments is None else kernel.SegmentIds(*map(jnp.asarray, _padded_ids(segments, b)))
-        key, value = (array[b, 0] if Hk == 1 else array[b] for array in (keys, values))
-        results.append(calls[b if len(calls) > 1 else 0](queries[b], key, value, ids, sink))
-    if differentiated:
-        return jnp.stack([O[:, :N] for O in results]).astype(Q.dtype)
-    outputs = jnp.stack([O[:, :N] for O, _ in results]).astype(Q.dtype)
-    return outputs, jnp.stack([lse[:, :N] for _, (lse,) in results])
+    ids = [None if segments is None else kernel.SegmentIds(*_padded_ids(segments, b)) for b in range(B)]
+
+    @jax.jit
+    def attend(Q: Any, K: Any, V: Any, sink: Any, ids: Any) -> Any:
+        scaled = _scaled(jnp, Q, D**-0.5 if scale is None else scale)
+        queries, keys, values = (_to_tiles(jnp, array) for array in (scaled, K, V))
+        results = []
+        for b in range(B):
+            key, value = (array[b, 0] if Hk == 1 else array[b] for array in (keys, values))
+            results.append(calls[b if len(calls) > 1 else 0](queries[b], key, value, ids[b], sink))
+        if differentiated:
+            return jnp.stack([O[:, :N] for O in results]).astype(Q.dtype)
+        outputs = jnp.stack([O[:, :N] for O, _ in results]).astype(Q.dtype)
+        return outputs, jnp.stack([lse[:, :N] for _, (lse,) in results])
+
+    return attend(Q, K, V, sink, ids)

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
 from attnspec.conformance.adapters._library import MECHANISM, library, one_of, versions
 from attnspec.conformance.candidate import CandidateError, candidate
 from attnspec.conformance.types import Unsupported
@@ -105,9 +104,7 @@ def _backward(
     short_name="tinygrad",
     version=versions("tinygrad"),
 )
-def tinygrad_attention(
-    Q: Any, K: Any, V: Any, *, bias: Any = None, mask: Any = None, causal: bool = False
-) -> Any:
+def tinygrad_attention(Q: Any, K: Any, V: Any, *, bias: Any = None, mask: Any = None, causal: bool = False) -> Any:
     """tinygrad's attention; a causal mask and another one exclude each other, as in PyTorch's documentation."""
     one_of("attn_mask", bias=bias, mask=mask, causal=causal)
     return _array(_attend(_tensors({"Q": Q, "K": K, "V": V, "bias": bias, "mask": mask}), causal), Q)

@@ -153,9 +153,7 @@ def _paged(k_pages: Any, v_pages: Any, block_table: Any, kv_length: Any, N: int,
     if entries > pages:
         raise Unsupported("PagedAttention's tables are as wide as the cache has pages")
     block_mask = table.convert_logical_block_mask(logical, kv_len=kv_length)
-    K, V = (
-        cache.reshape(1, pages * slots, *cache.shape[2:]).transpose(1, 2) for cache in (k_pages, v_pages)
-    )
+    K, V = (cache.reshape(1, pages * slots, *cache.shape[2:]).transpose(1, 2) for cache in (k_pages, v_pages))
     return K, V, block_mask, table.get_score_mod(score_mod, kv_length) if score_mod is not None else None
 
 

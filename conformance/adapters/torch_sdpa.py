@@ -41,12 +41,15 @@ def _call(backend: str | None, Q: Any, K: Any, V: Any, **arguments: Any) -> Any:
 
 
 def _pinned(short_name: str, backend: str | None, devices: tuple[str, ...], for_function: str | None = None) -> Any:
+    # The CPU's flash kernel takes the number of keys from V and does not compare it with K's; the others do.
+    unchecked = {} if backend in ("MATH", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION") else {"kv_lengths": "unchecked"}
+
     @candidate(
         mechanism=MECHANISM,
         framework="torch",
         dtypes=DTYPES,
         devices=devices,
-        declares={"causal_alignment": "top_left", "unseen_values": "multiplied"},
+        declares={"causal_alignment": "top_left", "unseen_values": "multiplied", **unchecked},
         outputs=("O",),
         short_name=short_name,
         for_function=for_function,
@@ -73,7 +76,7 @@ torch_sdpa_cudnn = _pinned("torch-sdpa-cudnn", "CUDNN_ATTENTION", ("cuda",))
     mechanism=MECHANISM,
     framework="torch",
     dtypes=DTYPES,
-    declares={"unseen_values": "multiplied"},
+    declares={"unseen_values": "multiplied", "kv_lengths": "unchecked"},
     outputs=("O",),
     short_name="torch-sdpa-lower-right",
     version=versions("torch"),

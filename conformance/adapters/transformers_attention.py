@@ -123,6 +123,17 @@ def _places(torch: Any, segment: Any) -> Any:
     return torch.tril(same, -1).sum(-1)
 
 
+def _refuse_overflow(torch: Any, Q: Any, K: Any) -> None:
+    """Refuse logits that the eager functions cannot hold: they store Q K^T before they multiply it by the scale."""
+    if Q.dtype != torch.float16 or not Q.numel() or not K.numel():
+        return
+    with torch.no_grad():
+        grouped = Q.float().unflatten(1, (K.shape[1], -1))
+        largest = (grouped @ K.float().mT.unsqueeze(2)).nan_to_num(0.0, torch.inf, -torch.inf).abs().amax()
+    if torch.isfinite(largest) and largest > torch.finfo(torch.float16).max:
+        raise Unsupported("Q K^T is stored in float16 before it is scaled, and does not fit")
+
+
 def _module(Q: Any, K: Any, sink: Any) -> Any:
     """What the functions read of a module: the size of a group, the head size, the sinks, and that it does not train."""
     return SimpleNamespace(
@@ -138,7 +149,7 @@ def _module(Q: Any, K: Any, sink: Any) -> Any:
     mechanism=MECHANISM,
     framework="torch",
     dtypes=("fp32", "fp16", "bf16"),
-    declares={"empty_rows": "mean", "unseen_values": "multiplied"},
+    declares={"empty_rows": "undefined", "unseen_values": "multiplied"},
     rounding="materialized",
     outputs=("O",),
     short_name="transformers-eager",
@@ -170,6 +181,7 @@ def transformers_eager(
         raise Unsupported("no model has both sinks and a softcap")
     model = "gpt_oss" if sink is not None else "gemma2" if softcap is not None else "llama"
     modeling = library(f"transformers.models.{model}.modeling_{model}", "adapters")
+    _refuse_overflow(torch, Q, K)
     keep, by_flag = _keep(
         Q,
         K,
@@ -204,7 +216,7 @@ def transformers_eager(
     mechanism=MECHANISM,
     framework="torch",
     dtypes=("fp32", "fp16", "bf16"),
-    declares={"unseen_values": "multiplied"},
+    declares={"unseen_values": "multiplied", "kv_lengths": "unchecked"},
     outputs=("O",),
     short_name="transformers-sdpa",
     for_function="transformers.integrations.sdpa_attention:sdpa_attention_forward",

@@ -29,14 +29,14 @@ def plain(p: Problem) -> tuple[Tensor, Tensor]:
     k, v = p.k[:, heads], p.v[:, heads]
     ok = keep(p, rows, cols).expand(p.batch, p.heads, -1, -1)
     s = _masked(p, logits(p, rows, cols, k), ok, rows, cols)
-    axis = -2 if faults("softmax_over_queries") else -1
+    axis = -2 if p.queries and faults("softmax_over_queries") else -1
     m = s.amax(axis, keepdim=True)
     if faults("no_max_subtraction"):
         m = torch.zeros_like(m)
     safe = m if faults("empty_row_is_nan") else torch.where(m == -torch.inf, 0.0, m)
     weights = torch.exp(s - safe)
     total = weights.sum(axis, keepdim=True)
-    if faults("softmax_over_queries"):
+    if axis == -2:
         return weighted(_dropped(p, weights / total, rows, cols), ok, v), s.logsumexp(-1)
     if faults("dropout_before_normalizer") and p.dropout_mask is not None:
         weights = weights * tile_of(p.dropout_mask, rows, cols)

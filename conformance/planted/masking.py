@@ -67,7 +67,7 @@ plant(
     "straddling_tile_unmasked",
     "only tiles that start behind the diagonal are masked, not those that cross it",
     evidence=("fla-org/flash-linear-attention@51a8c0a8", "SHI-Labs/NATTEN@e417723"),
-    region="diagonal",
+    region="block",
     witness=Witness(RISING, CAUSAL),
 )
 plant(
@@ -182,7 +182,7 @@ plant(
     "kv_length_ignored",
     "keys behind kv_length are attended to",
     evidence=("huggingface/transformers#22161", "fla-org/flash-linear-attention@7eff5519"),
-    region="everything",
+    region="batch",
     witness=Witness({"N": 2, "M": 4}, inputs={"kv_length": [2]}),
 )
 plant(

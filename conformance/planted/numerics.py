@@ -47,7 +47,7 @@ plant(
     "scale_compounds_over_tiles",
     "the scale is multiplied by log2(e) again in every step of the loop",
     evidence=("flagos-ai/FlagGems#424",),
-    region="everything",
+    region="block",
     witness=Witness(TWO_TILES),
 )
 plant(
@@ -197,7 +197,7 @@ plant(
     "sink_not_exponentiated",
     "the sink's logit is added to the sum as it is",
     evidence=("Dao-AILab/flash-attention@e81c237e",),
-    region="head",
+    region="everything",
     witness=Witness({}, inputs={"sink": [-1.0]}),
 )
 plant(

@@ -149,7 +149,7 @@ def _load(faults: Faults, name: str, tensor: Tensor, kv_heads: int, other: Tenso
         per_head = (max(1, tensor.shape[2]) * tensor.shape[3]) * tensor.shape[1]
         return _raw(tensor, (per_head, *tensor.stride()[1:]))
     if name == "Q" and faults("query_offset_uses_kv_heads"):
-        flat = tensor.reshape(-1, *tensor.shape[2:])  # (b * Hk + h) where (b * H + h) is right
+        flat = tensor.flatten(0, 1)  # (b * Hk + h) where (b * H + h) is right
         return flat[torch.arange(tensor.shape[0])[:, None] * kv_heads + torch.arange(tensor.shape[1])]
     if name != "Q" and faults("batch_offset_missing"):
         return tensor[:1].expand(tensor.shape)

@@ -32,7 +32,7 @@ def logits(p: Problem, rows: Tensor, cols: Tensor, keys: Tensor, step: int = 0) 
         scale = scale * math.log2(math.e) ** step
     dots = q @ keys.transpose(-1, -2)
     if p.io == torch.float16 and faults("logits_overflow_in_fp16"):
-        dots = dots.to(torch.float16).to(dots.dtype)
+        dots = torch.where(dots.abs() > torch.finfo(torch.float16).max, torch.inf * dots.sign(), dots)
     s = dots * scale
     if p.bias is not None and faults("bias_scaled"):
         s = (dots + _bias(p, rows, cols)) * scale
@@ -64,8 +64,8 @@ def _rounded_up(x: Tensor) -> Tensor:
     """Columns up to the next power of two, read from where the row after this one lies."""
     size = x.shape[-1]
     more = (1 << (size - 1).bit_length()) - size
-    if not more or x.shape[-2] < 2:
-        return x
+    if not more or not x.shape[-2]:
+        return torch.cat([x, x.new_zeros((*x.shape[:-1], more))], -1)
     return torch.cat([x, torch.roll(x, -1, -2)[..., :more]], -1)
 
 

@@ -7,7 +7,7 @@ are divided over programs and partial results go to a workspace; `softmax_decode
 
 Products are accumulated in float32; weights are rounded to the values' dtype before the product with V. What is masked
 cannot leak, not even NaN: keys and values outside the lengths are not read; and where the product of a tile is not finite a
-flag is raised, upon which a second launch (REPAIR) takes that tile's product again over the kept pairs only. Where the keys
+flag is raised, upon which a second launch (REPAIR) takes that tile's product again over the kept pairs only (bit for bit what finite values there would have given). Where the keys
 that a row sees do not depend on the row, masked values never enter a product and the second launch is left out.
 
 Launched by `attnspec.impls.softmax` and compiled ahead of time by `attnspec.impls.aot`.
@@ -172,9 +172,6 @@ def softmax_forward_kernel(
 
     split64 = split.to(tl.int64)
     lse_rows = LSE + (split64 * l_s + b64 * l_b + h64 * l_h + i64 * l_i)
-    lse = tl.zeros([BLOCK_M], tl.float32)
-    if REPAIR:
-        lse = tl.load(lse_rows, mask=inside_q, other=0.0)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     norm = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, E_PAD], tl.float32)
@@ -205,18 +202,14 @@ def softmax_forward_kernel(
         s, t = logits(
             raw, keep, full, scale, softcap, bias_ptrs, mask_ptrs, inside, HAS_SOFTCAP, HAS_BIAS, HAS_MASK, ALWAYS
         )
-        if REPAIR:
-            safe = tl.where(lse == float("-inf"), 0.0, lse)
-        else:
-            new_top = tl.maximum(top, tl.max(s, axis=1))
-            # A row that has seen no key yet keeps top = -inf; subtracting it would give -inf - -inf.
-            safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+        new_top = tl.maximum(top, tl.max(s, axis=1))
+        # A row that has seen no key yet keeps top = -inf; subtracting it would give -inf - -inf.
+        safe = tl.where(new_top == float("-inf"), 0.0, new_top)
         p = tl.exp2((s - safe[:, None]) * LOG2E)
-        if not REPAIR:
-            shrink = tl.exp2((top - safe) * LOG2E)
-            norm = norm * shrink + tl.sum(p, axis=1)
-            acc = acc * shrink[:, None]
-            top = new_top
+        shrink = tl.exp2((top - safe) * LOG2E)
+        norm = norm * shrink + tl.sum(p, axis=1)
+        acc = acc * shrink[:, None]
+        top = new_top
         if DROP is not None:
             on = tl.load(drop_row[:, None] + (j.to(tl.int64) * drop_j)[None, :], mask=inside, other=0)
             p = tl.where(on != 0, p, 0.0)
@@ -225,25 +218,26 @@ def softmax_forward_kernel(
         else:
             acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
 
+    if Q_LEN is not None:
+        # Tiles that all real queries see are not masked, so that the other rows have picked something up.
+        norm = tl.where(real_q, norm, 0.0)
+        acc = tl.where(real_q[:, None], acc, 0.0)
+    empty = norm == 0.0
+    lse = tl.where(empty, float("-inf"), tl.where(empty, 0.0, top) + tl.log(tl.where(empty, 1.0, norm)))
+    acc = acc / tl.where(empty, 1.0, norm)[:, None]
+    if SINK is not None:
+        sink = tl.load(SINK + h).to(tl.float32)
+        both = tl.maximum(lse, sink)
+        safe = tl.where(both == float("-inf"), 0.0, both)
+        joined = tl.exp2((lse - safe) * LOG2E) + tl.exp2((sink - safe) * LOG2E)
+        joined = tl.where(both == float("-inf"), both, safe + tl.log(tl.where(both == float("-inf"), 1.0, joined)))
+        weight = tl.exp2((lse - tl.where(both == float("-inf"), 0.0, joined)) * LOG2E)
+        acc = tl.where(empty[:, None], 0.0, acc * weight[:, None])
+        lse = joined
     rows = N
     if REPAIR:
         rows = tl.where(broken, N, 0)
     else:
-        if Q_LEN is not None:
-            # Tiles that all real queries see are not masked, so that the other rows have picked something up.
-            norm = tl.where(real_q, norm, 0.0)
-            acc = tl.where(real_q[:, None], acc, 0.0)
-        empty = norm == 0.0
-        lse = tl.where(empty, float("-inf"), tl.where(empty, 0.0, top) + tl.log(tl.where(empty, 1.0, norm)))
-        acc = acc / tl.where(empty, 1.0, norm)[:, None]
-        if SINK is not None:
-            sink = tl.load(SINK + h).to(tl.float32)
-            both = tl.maximum(lse, sink)
-            safe = tl.where(both == float("-inf"), 0.0, both)
-            joined = tl.log(tl.exp2((lse - safe) * LOG2E) + tl.exp2((sink - safe) * LOG2E))
-            joined = tl.where(both == float("-inf"), both, safe + joined)
-            acc = tl.where(empty[:, None], 0.0, acc * tl.exp2((lse - joined) * LOG2E)[:, None])
-            lse = joined
         if FLAG is not None:
             tl.store(FLAG + pid, not_finite(acc))
         tl.store(lse_rows, lse, mask=inside_q)

@@ -143,16 +143,21 @@ def not_finite(x):
 
 @triton.jit
 def exact_product(acc, weights, keep, values, COUNT: tl.constexpr):
-    """acc[r, :] += sum of weights[r, c] * values[c, :] over the kept c only.
+    """acc + weights @ values, where a pair that is not kept adds nothing even if its value is infinite or NaN.
 
-    A matrix product computes 0 * NaN for a pair that is masked; this loop never multiplies such a pair. It costs much
-    more, so that kernels call it only after a product came out infinite or NaN.
+    A matrix product computes 0 * NaN for such a pair. Here it gets the finite values only, and the others are added
+    one key at a time; kernels call this only after a plain product came out infinite or NaN.
     """
-    columns = tl.arange(0, COUNT)[None, :]
-    rows = tl.arange(0, COUNT)[:, None]
-    for c in range(COUNT):
-        weight = tl.sum(tl.where(columns == c, weights, 0.0), axis=1)
-        take = tl.max(tl.where(columns == c, keep.to(tl.int32), 0), axis=1)
-        value = tl.sum(tl.where(rows == c, values.to(tl.float32), 0.0), axis=0)
-        acc += tl.where((take != 0)[:, None], weight[:, None] * value[None, :], 0.0)
+    finite = tl.abs(values) < float("inf")
+    acc = tl.dot(weights.to(values.dtype), tl.where(finite, values, 0.0), acc, input_precision="ieee")
+    if not_finite(values) != 0:
+        rest = tl.where(finite, 0.0, values.to(tl.float32))
+        columns = tl.arange(0, COUNT)[None, :]
+        rows = tl.arange(0, COUNT)[:, None]
+        for c in range(COUNT):
+            weight = tl.sum(tl.where(columns == c, weights, 0.0), axis=1)
+            take = tl.max(tl.where(columns == c, keep.to(tl.int32), 0), axis=1)
+            value = tl.sum(tl.where(rows == c, rest, 0.0), axis=0)
+            # A kept weight that has underflowed to 0 would make NaN of an infinite value, as any product does.
+            acc += tl.where((take != 0)[:, None] & (value != 0.0)[None, :], weight[:, None] * value[None, :], 0.0)
     return acc

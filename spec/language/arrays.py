@@ -363,6 +363,9 @@ class Evaluator:
                 return self.arithmetic.reduced("prod", value, lift(backend, body), indices, backend)
             case "max" | "min":
                 if kind_of_array(backend, body.array) == "int":
+                    if kind_of(node.body, self.program) != "int":  # real, but these values happen to be whole
+                        body = lift(backend, body, "real")
+                        return reductions.extreme(backend, node.op, body, condition, indices, lengths)
                     number = reductions.count(backend, condition, indices, lengths)
                     self.check(
                         lambda: self._bad(number, lambda x: x == 0),

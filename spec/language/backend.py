@@ -114,9 +114,9 @@ class Backend:
     def detach(self, array: Array) -> Array:
         return array
 
-    def own(self, array: Array) -> Array:
-        """The array as contiguous memory of its own where it is a broadcast or transposed view."""
-        return self.xp.asarray(array, copy=True)
+    def own(self, array: Array, others: Sequence[Array]) -> Array:
+        """The array as contiguous memory that it shares with none of the others, where memory can be written at all."""
+        return array
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         return np.asarray(array)
@@ -146,9 +146,11 @@ class Backend:
 class NumpyBackend(Backend):
     """NumPy, reusing large temporaries."""
 
-    def own(self, array: Array) -> Array:
+    def own(self, array: Array, others: Sequence[Array]) -> Array:
         array = np.asarray(array)
-        return array if array.flags.c_contiguous and array.flags.writeable and array.flags.owndata else array.copy("C")
+        alone = array.flags.c_contiguous and array.flags.writeable
+        alone = alone and not any(np.may_share_memory(array, other) for other in others)
+        return array if alone else array.copy("C")
 
     def exp_of_difference(self, array: Array, shift: Array) -> Array:
         result = np.subtract(array, shift)
@@ -229,8 +231,8 @@ class TorchBackend(Backend):
     def detach(self, array: Array) -> Array:
         return array.detach()
 
-    def own(self, array: Array) -> Array:
-        return array.contiguous()
+    def own(self, array: Array, others: Sequence[Array]) -> Array:
+        return array.clone() if any(array.data_ptr() == other.data_ptr() for other in others) else array.contiguous()
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         return np.asarray(array.detach().cpu())

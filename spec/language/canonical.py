@@ -8,7 +8,7 @@ does not hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attnspec.spec.language.macros import children, rebuild
 from attnspec.spec.language.syntax import (
@@ -36,6 +36,7 @@ _NEGATED = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
 def canonical_program(program: Program) -> dict[str, str]:
     """The normal forms of the definitions that the outputs need, as text by name (`name~` for an initial line)."""
     forms: dict[str, str] = {}
+    names = aliases(program)
     pending = [output.name for output in program.declarations.outputs.values()]
     while pending:
         name = pending.pop()
@@ -44,14 +45,33 @@ def canonical_program(program: Program) -> dict[str, str]:
         tables = [("", program.definitions), ("~", program.boundaries)]
         for suffix, table in tables:
             if name in table:
-                body = canonical(table[name].body)
+                body = canonical(table[name].body, names)
                 forms[name + suffix] = unparse(body)
                 pending.extend(_names(body))
     return forms
 
 
-def canonical(node: Node) -> Node:
-    """The normal form of an expression."""
+def aliases(program: Program) -> dict[str, str]:
+    """Definitions that repeat another tensor element by element, with what they repeat."""
+    found: dict[str, str] = {}
+    for name in program.order:
+        line = program.definitions[name]
+        if isinstance(line.body, Ref) and line.body.subscripts == line.subscripts and name not in program.boundaries:
+            found[name] = found.get(line.body.name, line.body.name)
+    return found
+
+
+def _renamed(node: Node, names: Mapping[str, str]) -> Node:
+    node = rebuild(node, tuple(_renamed(child, names) for child in children(node)))
+    if isinstance(node, Ref) and node.name in names:
+        return Ref(names[node.name], node.subscripts)
+    return node
+
+
+def canonical(node: Node, names: Mapping[str, str] | None = None) -> Node:
+    """The normal form of an expression; `names` are aliases to see through."""
+    if names:
+        node = _renamed(node, names)
     node = rebuild(node, tuple(canonical(child) for child in children(node)))
     match node:
         case Binary():

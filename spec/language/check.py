@@ -20,7 +20,6 @@ from attnspec.spec.language.static import Folder, Setting
 from attnspec.spec.language.syntax import (
     NORMALIZERS,
     Binary,
-    Bool,
     Call,
     Declarations,
     Definition,
@@ -190,11 +189,11 @@ def _check_left(definition: Definition, declarations: Declarations, file: str) -
 
 
 def _check_literals(node: Node, file: str) -> Node | None:
-    """The value of an expression of literals alone, None for any other; refuses one that has no value."""
-    if isinstance(node, Num | Bool | Str):
+    """The value of an expression of literal numbers alone, None for any other; refuses one that has no value."""
+    if isinstance(node, Num):
         return node
     parts = [_check_literals(child, file) for child in children(node)]
-    if not parts or None in parts or not isinstance(node, Unary | Binary):
+    if not parts or None in parts or not isinstance(node, Unary | Binary) or node.op == "not":
         return None
     folded = rebuild(node, tuple(part for part in parts if part is not None))
     return Folder(Setting({}, {}, frozenset()), file).fold(folded)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
-
 from attnspec.spec.language.check import kind_of
 from attnspec.spec.language.macros import children
 from attnspec.spec.language.sizes import index_size
@@ -38,7 +37,26 @@ Expr = Any
 """A SymPy expression in the sizes."""
 
 EXPONENTIALS = frozenset(
-    "exp exp2 log log2 log1p sqrt rsqrt sin cos tanh sigmoid softplus elu gelu silu erf pow logaddexp".split()
+    [
+        "exp",
+        "exp2",
+        "log",
+        "log2",
+        "log1p",
+        "sqrt",
+        "rsqrt",
+        "sin",
+        "cos",
+        "tanh",
+        "sigmoid",
+        "softplus",
+        "elu",
+        "gelu",
+        "silu",
+        "erf",
+        "pow",
+        "logaddexp",
+    ]
 )
 SMALL_POWERS = (2, 3, 4)
 
@@ -116,8 +134,8 @@ def cost(
 class _Work:
     """Counts for one evaluation of an expression."""
 
-    multiplies: Expr = sympy.Integer(0)
-    exponentials: Expr = sympy.Integer(0)
+    multiplies: Expr = sympy.S.Zero
+    exponentials: Expr = sympy.S.Zero
     dense: bool = False
 
     def __add__(self, other: _Work) -> _Work:
@@ -168,8 +186,8 @@ class _Counter:
             case Num(value=value):
                 return sympy.sympify(value)
             case Name(id=name):
-                value = self.under.options.get(name)
-                return symbol(name) if value is None else sympy.sympify(value)
+                given = self.under.options.get(name)
+                return symbol(name) if given is None else sympy.sympify(given)
             case Unary(op="-", operand=operand):
                 return -self.size(operand)
             case Binary(op=op, left=left, right=right):
@@ -208,7 +226,9 @@ class _Counter:
             case Cond(test=test, then=then, otherwise=otherwise):
                 branches = self.work(then) + self.work(otherwise)
                 # A test that only sizes decide: the branches may even be static, but which one is unknown here.
-                return self.work(test) + (replace(branches, dense=True) if self.is_static(test) else branches.as_dense())
+                return self.work(test) + (
+                    replace(branches, dense=True) if self.is_static(test) else branches.as_dense()
+                )
             case Logic(operands=operands):
                 first, *others = (self.work(operand) for operand in operands)
                 rest = sum(others, _Work()).as_dense()
@@ -256,7 +276,7 @@ class _Counter:
         return (inner + condition).times(elements) + once
 
     def triangle(self, node: Reduce) -> Expr | None:
-        """The mean number of included elements for `j < i` or `j <= i` with `i` on the left side, over the same size."""
+        """The mean number of included elements for `j < i` or `j <= i` with `i` on the left, over the same size."""
         condition = node.condition
         if not isinstance(condition, Compare) or len(condition.ops) != 1 or condition.ops[0] in ("==", "!="):
             return None

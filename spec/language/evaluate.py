@@ -22,7 +22,7 @@ from attnspec.spec.language.named import Named, expanded
 from attnspec.spec.language.scope import Domain, Scope
 from attnspec.spec.language.sizes import index_size, infer_sizes, resolve_options, shape_of
 from attnspec.spec.language.static import Setting, plan_for, static_value
-from attnspec.spec.language.syntax import InputDecl, Name, Program, Ref
+from attnspec.spec.language.syntax import Bool, InputDecl, Name, Num, Program, Ref
 from attnspec.spec.language.text import near
 
 
@@ -52,7 +52,7 @@ def evaluate(
         xp: array namespace: NumPy (default; float64) or torch (float64, with autograd), or another that
             follows the Python array API standard.
         arithmetic: hook that disturbs the arithmetic (see `arithmetic`).
-        intermediates: also return every definition that was computed in full.
+        intermediates: also return every definition that was computed in full or is a constant.
 
     Returns:
         name -> array of shape [batch axes..., axes...], with a leading sample axis when the arithmetic adds
@@ -76,12 +76,18 @@ def evaluate(
         try:
             if not any(axis not in declarations.batch for axis in picks):
                 _in_order(evaluator, wanted, keep=intermediates)
-            results = {name: _output(evaluator, name, picks, found) for name in wanted}
+            results: dict[str, Any] = {}
+            held = [value.array for value in named.values()]
+            for name in wanted:
+                results[name] = backend.own(_output(evaluator, name, picks, found), held)
+                held.append(results[name])
             if intermediates:
                 for name in program.order:
                     known = (name, _full(evaluator, name)) in evaluator.done or name in evaluator.scanned
+                    known = known or isinstance(plan.bodies[name], Num | Bool)
                     if name not in results and known:
-                        results[name] = _output(evaluator, name, picks, found)
+                        results[name] = backend.own(_output(evaluator, name, picks, found), held)
+                        held.append(results[name])
             return results
         except RecursionError:
             raise EvaluationError(
@@ -247,4 +253,4 @@ def _output(evaluator: Evaluator, name: str, picks: Mapping[str, tuple[int, ...]
             domain = domains[axis] or tuple(range(evaluator.size(axis)))
             order = [domain.index(row) for row in picks[axis]]
             array = backend.take(array, order, axes.index(axis))
-    return backend.own(array)
+    return array

@@ -165,7 +165,7 @@ def _number(data: Mapping[str, Any], at: Place) -> Node:
         if not math.isfinite(float(value)):
             raise SpecError("a number that is not finite: write the name inf", file="<tree>")
         return Num(float(value), at=at)
-    if value != int(value) or not -(2**63) <= value <= 2**63:
+    if value != int(value) or not -(2**63) < value < 2**63:
         raise SpecError(f"number: an int of at most 63 bits was expected, got {_short(repr(value))}", file="<tree>")
     return Num(int(value), at=at)
 
@@ -180,9 +180,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Place], Node]] = {
     "binary": lambda n, at: Binary(n["op"], node_from_json(n["left"]), node_from_json(n["right"]), at=at),
     "compare": lambda n, at: _comparison(n, at),
     "logic": lambda n, at: Logic(n["op"], _read(n["operands"]), at=at),
-    "if": lambda n, at: Cond(
-        node_from_json(n["test"]), node_from_json(n["then"]), node_from_json(n["else"]), at=at
-    ),
+    "if": lambda n, at: Cond(node_from_json(n["test"]), node_from_json(n["then"]), node_from_json(n["else"]), at=at),
     "call": lambda n, at: _call(n, at),
     "reduce": lambda n, at: _reduction(n, at),
 }
@@ -286,9 +284,7 @@ def _input(entry: Mapping[str, Any]) -> InputDecl:
 
 
 def _option(entry: Mapping[str, Any]) -> OptionDecl:
-    return OptionDecl(
-        **{**entry, "choices": tuple(entry["choices"]), "formula": _read_optional(entry["formula"])}
-    )
+    return OptionDecl(**{**entry, "choices": tuple(entry["choices"]), "formula": _read_optional(entry["formula"])})
 
 
 def _refuse_monsters(data: Any) -> None:

@@ -1,7 +1,7 @@
 r"""LaTeX of equations, one formula per equation, for `\[ ... \]` with amsmath.
 
-Used by `attnspec show --format latex` and the documentation. It refuses nothing: every node has a form. Given options, static conditions
-are decided first, so that the formula shows what is computed under these options and nothing else.
+Used by `attnspec show --format latex` and the documentation. It refuses nothing: every node has a form. Given
+options, static conditions are decided first, so that a formula shows what is computed under these options only.
 """
 
 from __future__ import annotations
@@ -33,8 +33,42 @@ from attnspec.spec.language.syntax import (
 _COND, _OR, _AND, _NOT, _COMPARE, _SUM, _PRODUCT, _SIGN, _POWER, _ATOM = range(10)
 
 _GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega".split()
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "pi",
+        "rho",
+        "sigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Pi",
+        "Sigma",
+        "Upsilon",
+        "Phi",
+        "Psi",
+        "Omega",
+    ]
 )
 _COMPARISONS = {"<": "<", "<=": r"\le", ">": ">", ">=": r"\ge", "==": "=", "!=": r"\ne"}
 _FUNCTIONS = {
@@ -172,7 +206,7 @@ def _binary(node: Binary) -> tuple[str, int]:
             return f"{_closed(left, _SUM)} {node.op} {second}", _SUM
         case "*":
             first, second = _closed(left, _PRODUCT), _at(right, _PRODUCT)
-            space = r" \cdot " if second[:1].isdigit() or second[:2] == r"\f" and first[-1:].isdigit() else r" \, "
+            space = r" \cdot " if second[:1].isdigit() or (second[:2] == r"\f" and first[-1:].isdigit()) else r" \, "
             return first + space + second, _PRODUCT
         case "/":
             return rf"\frac{{{_at(left, _COND)}}}{{{_at(right, _COND)}}}", _PRODUCT

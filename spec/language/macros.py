@@ -33,7 +33,7 @@ from attnspec.spec.language.syntax import (
 )
 from attnspec.spec.language.text import fail, logical_lines, node_place, parse_expression, split_equation
 
-MAX_NODES = 40_000
+MAX_NODES = 10_000
 MAX_DEPTH = 120
 
 

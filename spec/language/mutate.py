@@ -9,14 +9,15 @@ equations. Used by `conformance.mutation` (do the cases kill it?) and by the dia
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from attnspec.spec.language.canonical import canonical_program
+from attnspec.spec.language.canonical import aliases, canonical, canonical_program
 from attnspec.spec.language.check import check, left_indices
 from attnspec.spec.language.errors import SpecError
 from attnspec.spec.language.macros import children, rebuild
-from attnspec.spec.language.mutation_rules import Context, variants
+from attnspec.spec.language.mutation_rules import Context, inside, variants
 from attnspec.spec.language.syntax import Call, Definition, Node, Program, Reduce, Ref
 from attnspec.spec.language.unparse import unparse_definition
 
@@ -49,30 +50,49 @@ def mutants(program: Program, names: Sequence[str] | None = None) -> list[Mutant
         names: the definitions to change; all by default. A definition that no output needs has no mutants.
 
     Variants that the checker refuses, that have the normal form of the original, or that repeat an earlier mutant's
-    normal form are left out.
+    normal form are left out. The changed equation's subscripts are kept inside their tensors, so that a mutant can be
+    evaluated where the original can.
     """
-    original = canonical_program(program)
-    seen = {tuple(sorted(original.items()))}
-    found: list[Mutant] = []
+    cached = _CACHE.get(id(program))
+    if cached is None or cached[0]() is not program:
+        reference = weakref.ref(program, lambda _, key=id(program): _CACHE.pop(key, None))  # type: ignore[misc]
+        cached = _CACHE[id(program)] = (reference, {})
     lines = sorted((*program.definitions.values(), *program.boundaries.values()), key=lambda entry: entry.line)
+    needed = canonical_program(program)
+    found: list[Mutant] = []
     for place, line in enumerate(lines):
-        if line.name not in original or (names is not None and line.name not in names):
+        if line.name not in needed or (names is not None and line.name not in names):
             continue
-        counts: dict[str, int] = {}
-        label = line.name + ("~" if line.boundary else "")
-        for operator, body, what in _changes(line, program):
-            number = counts[operator] = counts.get(operator, 0) + 1
-            changed = dataclasses.replace(line, body=body)
-            changed = dataclasses.replace(changed, text=unparse_definition(changed))
-            mutated = _checked(program, lines, place, changed)
-            if mutated is None:
-                continue
-            form = tuple(sorted(canonical_program(mutated).items()))
-            if form in seen:
-                continue
-            seen.add(form)
-            description = f"{what} in equation {line.line} ({label})"
-            found.append(Mutant(f"{label}:{operator}:{number}", line.name, line.line, operator, description, mutated))
+        key = line.name, line.boundary
+        if key not in cached[1]:
+            cached[1][key] = _of_line(program, lines, place)
+        found += cached[1][key]
+    return found
+
+
+_CACHE: dict[int, tuple[weakref.ref[Program], dict[tuple[str, bool], list[Mutant]]]] = {}
+
+
+def _of_line(program: Program, lines: Sequence[Definition], place: int) -> list[Mutant]:
+    """The mutants of one equation."""
+    line = lines[place]
+    label = line.name + ("~" if line.boundary else "")
+    names = aliases(program)
+    seen = {canonical(line.body, names)}
+    counts: dict[str, int] = {}
+    found: list[Mutant] = []
+    for operator, body, what in _changes(line, program):
+        number = counts[operator] = counts.get(operator, 0) + 1
+        form = canonical(body, names)
+        if form in seen:
+            continue
+        changed = dataclasses.replace(line, body=inside(body, program))
+        mutated = _checked(program, lines, place, dataclasses.replace(changed, text=unparse_definition(changed)))
+        if mutated is None:
+            continue
+        seen.add(form)
+        description = f"{what} in equation {line.line} ({label})"
+        found.append(Mutant(f"{label}:{operator}:{number}", line.name, line.line, operator, description, mutated))
     return found
 
 

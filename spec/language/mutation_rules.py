@@ -80,7 +80,7 @@ def variants(node: Node, context: Context) -> Iterator[Variant]:
         case Logic():
             yield from _logic(node)
         case Cond():
-            yield from _cond(node)
+            yield from _cond(node, context)
         case Call():
             yield from _call(node)
         case Reduce():
@@ -156,12 +156,30 @@ def _logic(node: Logic) -> Iterator[Variant]:
     yield "logic-replaced", replace(node, op=other), f"`{node.op}` replaced by `{other}`"
 
 
-def _cond(node: Cond) -> Iterator[Variant]:
+def _cond(node: Cond, context: Context) -> Iterator[Variant]:
     test = _q(node.test)
-    yield "branch-ignored", node.otherwise, f"always `else`, whatever {test}"
     if not _mentions_present(node.test):
         yield "branch-ignored", node.then, f"always {_q(node.then)}, whatever {test}"
-    yield "branches-swapped", replace(node, then=node.otherwise, otherwise=node.then), f"branches of {test} swapped"
+        yield "branches-swapped", replace(node, then=node.otherwise, otherwise=node.then), f"branches of {test} swapped"
+    elif any(isinstance(part, Ref | Name) and _optional(part, context) for part in _outside(node.otherwise)):
+        return  # the other branch stands on another absent input: it cannot be taken here
+    yield "branch-ignored", node.otherwise, f"always `else`, whatever {test}"
+
+
+def _outside(node: Node) -> Iterator[Node]:
+    """The nodes of an expression that no test of `present` guards."""
+    yield node
+    if isinstance(node, Cond) and _mentions_present(node.test):
+        yield from _outside(node.otherwise)
+        return
+    for child in children(node):
+        yield from _outside(child)
+
+
+def _optional(node: Ref | Name, context: Context) -> bool:
+    name = node.name if isinstance(node, Ref) else node.id
+    inputs = context.program.declarations.inputs
+    return name in inputs and inputs[name].optional
 
 
 def _mentions_present(node: Node) -> bool:
@@ -189,6 +207,8 @@ def _call(node: Call) -> Iterator[Variant]:
 
 def _reduce(node: Reduce, context: Context) -> Iterator[Variant]:
     for other in _REDUCERS.get(node.op, ()):
+        if other in ("max", "min") and context.kind(node.body) == "int":
+            continue  # an integer maximum over nothing has no value
         yield "reduction-replaced", replace(node, op=other), f"{node.op} replaced by {other}"
     if node.condition is not None:
         condition = node.condition
@@ -233,11 +253,9 @@ def _reference(node: Ref, context: Context) -> Iterator[Variant]:
         axis = axes[number]
         if axis is None or axis == scan:
             continue
-        size = index_size(program.declarations, axis)
-        # Kept inside the tensor: a mutant must run to be told from the original.
-        shifted = Call("min", (Binary("+", subscript, Num(1)), Binary("-", size, Num(1))))
+        shifted = Binary("+", subscript, Num(1))
         parts = (*node.subscripts[:number], shifted, *node.subscripts[number + 1 :])
-        what = f"subscript {_q(subscript)} of {node.name} replaced by `{unparse(subscript)} + 1` (kept inside)"
+        what = f"subscript {_q(subscript)} of {node.name} replaced by {_q(shifted)} (kept inside)"
         yield "subscript-off-by-one", replace(node, subscripts=parts), what
     for first in range(len(axes)):
         for second in range(first + 1, len(axes)):
@@ -247,6 +265,26 @@ def _reference(node: Ref, context: Context) -> Iterator[Variant]:
                 yield "subscripts-swapped", replace(node, subscripts=tuple(turned)), f"subscripts of {_q(node)} swapped"
     for other in _like(node.name, axes, context):
         yield "tensor-replaced", replace(node, name=other), f"{node.name} replaced by {other} in {_q(node)}"
+
+
+def inside(node: Node, program: Program) -> Node:
+    """`node` with every subscript kept inside its tensor, except plain indices of their own axis and recurrences."""
+    parts = tuple(inside(child, program) for child in children(node))
+    if not isinstance(node, Ref):
+        return rebuild(node, parts)
+    axes = _axes(node.name, program)
+    recurrent = {name for scan in program.scans for name in scan.names}
+    if axes is None or node.name in recurrent:
+        return rebuild(node, parts)
+    kept = []
+    for axis, subscript in zip(axes, parts):
+        own = isinstance(subscript, Name) and _same_size(axis, subscript.id, program)
+        if axis is None or own:
+            kept.append(subscript)
+        else:
+            last = Binary("-", index_size(program.declarations, axis), Num(1))
+            kept.append(Call("clip", (subscript, Num(0), last)))
+    return replace(node, subscripts=tuple(kept))
 
 
 def _axes(name: str, program: Program) -> tuple[str | None, ...] | None:
@@ -262,7 +300,8 @@ def _axes(name: str, program: Program) -> tuple[str | None, ...] | None:
 def _same_size(first: str | None, second: str | None, program: Program) -> bool:
     if first is None or second is None:
         return False
-    return index_size(program.declarations, first) == index_size(program.declarations, second)
+    indices = program.declarations.indices
+    return first == second or (first in indices and second in indices and indices[first] == indices[second])
 
 
 def _like(name: str, axes: tuple[str | None, ...], context: Context) -> Iterator[str]:
@@ -303,12 +342,14 @@ def _name(node: Name, context: Context) -> Iterator[Variant]:
             yield "option-ignored", option.formula, f"option {name} ignored (always {unparse(option.formula)})"
         for other, entry in decl.options.items():
             if other != name and entry.type == option.type and entry.nullable == option.nullable and option.nullable:
-                yield "option-replaced", Name(other), f"option {name} replaced by {other}"
+                # As when two arguments are swallowed in the wrong order; where only one is given, it is itself.
+                swapped = Cond(Call("present", (Name(other),)), Name(other), node)
+                yield "option-replaced", swapped, f"option {name} replaced by {other} where both are given"
     elif name in decl.sizes:
-        used = _sizes_used(context.program)
-        if name in used and len(used) > 1:
-            other = used[(used.index(name) + 1) % len(used)]
-            yield "size-replaced", Name(other), f"size {name} replaced by {other}"
+        pool = _sizes_of_tensors(context.program)
+        later = [other for other in pool if other > name] + [other for other in pool if other < name]
+        if later:
+            yield "size-replaced", Name(later[0]), f"size {name} replaced by {later[0]}"
     elif name in decl.inputs or name in context.program.definitions:
         for other in _like(name, (), context):
             yield "tensor-replaced", Name(other), f"{name} replaced by {other}"
@@ -318,13 +359,8 @@ def _name(node: Name, context: Context) -> Iterator[Variant]:
             yield "index-off-by-one", shifted, f"index `{name}` replaced by {_q(shifted)}"
 
 
-def _sizes_used(program: Program) -> list[str]:
-    """The sizes that the equations themselves name, in order of declaration."""
-    found: set[str] = set()
-    stack = [line.body for line in (*program.definitions.values(), *program.boundaries.values())]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Name):
-            found.add(node.id)
-        stack.extend(children(node))
-    return [name for name in program.declarations.sizes if name in found]
+def _sizes_of_tensors(program: Program) -> list[str]:
+    """The sizes of the axes of what the equations define: known whatever optional inputs are given."""
+    indices = program.declarations.indices
+    axes = {s.id for line in program.definitions.values() for s in line.subscripts if isinstance(s, Name)}
+    return sorted({size.id for axis in axes & set(indices) if isinstance(size := indices[axis], Name)})

@@ -329,8 +329,7 @@ def _final(
         noisy = np.where(variance > 0, variance, np.nan)
         some = ~np.all(np.isnan(noisy), axis=-1, keepdims=True)
         middle = np.nanmedian(np.where(some, noisy, 0.0), axis=-1, keepdims=True)
-        pooled = (samples * variance + _POOL * np.minimum(middle, 9 * variance)) / (samples + _POOL)
-        variance = np.where(variance > 0, pooled, 0.0)
+        variance = (samples * variance + _POOL * np.minimum(middle, 9 * variance)) / (samples + _POOL)
     target = format_of(rounding.outputs.get(name, rounding.io))
     size = np.where(np.isfinite(exact), np.abs(exact), 0.0)
     last = (target.unit_roundoff * size) ** 2 / 3 + (unit_roundoff(rounding.accumulator) * size) ** 2 / 3

@@ -129,6 +129,8 @@ def shift_of(subscript: Node, index: str) -> int | None:
             return 1
         case Binary(op="+", left=Unary(op="-", operand=Num(value=1)), right=Name(id=name)) if name == index:
             return -1
+        case Binary(op="+", left=Num(value=-1), right=Name(id=name)) if name == index:
+            return -1
     return None
 
 

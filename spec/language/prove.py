@@ -1,8 +1,8 @@
 """Proofs of identities between symbolic results: `prove_equal` proves, refutes with numbers, or says that it cannot.
 
 Used by the property tests for the identities of mechanism files. A difference of rational functions of exponentials is
-decided exactly: exponents are split into monomials, each exponential of a monomial becomes an independent variable (they
-are algebraically independent of the symbols), and the numerator is expanded.
+decided exactly: exponents are split into monomials, each exponential of a monomial becomes a variable of its own (an
+identity that holds for independent variables holds for these), and the numerator is expanded.
 """
 
 from __future__ import annotations

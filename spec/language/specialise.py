@@ -57,9 +57,7 @@ def choices(
             raise SpecError(f"present names {name!r}, which is no input; inputs: {known}", file=program.file)
     values = {name: given.get(name, option.default) for name, option in decl.options.items()}
     inputs = {name for name, entry in decl.inputs.items() if not entry.optional or name in (present or ())}
-    switched = {
-        name for name, value in values.items() if value is not None or decl.options[name].formula is not None
-    }
+    switched = {name for name, value in values.items() if value is not None or decl.options[name].formula is not None}
     return Choices(values, frozenset(inputs | switched))
 
 
@@ -109,9 +107,9 @@ class _Specialiser:
                 if isinstance(self.under.options.get(name), bool):
                     return Bool(bool(self.under.options[name]), at=node.at)
             case Reduce(condition=condition, body=body):
-                test = None if condition is None else self.visit(condition)
-                always = isinstance(test, Bool) and test.value
-                return replace(node, condition=None if always else test, body=self.visit(body))
+                kept = None if condition is None else self.visit(condition)
+                always = isinstance(kept, Bool) and kept.value
+                return replace(node, condition=None if always else kept, body=self.visit(body))
         built = rebuild(node, tuple(self.visit(child) for child in children(node)))
         if isinstance(built, Unary) and built.op == "not" and isinstance(built.operand, Bool):
             return Bool(not built.operand.value, at=node.at)

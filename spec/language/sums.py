@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from attnspec.spec.language import elementwise, reductions
 from attnspec.spec.language.contraction import contract
-from attnspec.spec.language.named import Named, combine, is_scalar, lift
+from attnspec.spec.language.named import Named, combine, is_scalar, kind_of_array, lift
 from attnspec.spec.language.scope import Scope
 from attnspec.spec.language.syntax import Binary, Node, Num, Reduce, Unary
 
@@ -136,7 +136,8 @@ def _elementwise(evaluator: Evaluator, products: Sequence[tuple[Named, list[Name
     for scale, factors in products:
         value = scale
         for factor in factors:
-            if is_scalar(value.array) and value.array == 1:
+            whole = isinstance(value.array, int) or kind_of_array(backend, factor.array) == "real"
+            if is_scalar(value.array) and value.array == 1 and whole:
                 value = factor
             else:
                 value = elementwise.binary(backend, "*", value, factor)
@@ -161,6 +162,10 @@ def _contracted(
         else:
             scale = elementwise.binary(backend, "*", scale, factor)
     summed = frozenset(lengths)
+    if arrays and not math.isfinite(float(scale.array)):
+        # Infinity times the sum is not the sum of infinity times each term, where terms are zero or differ in sign.
+        arrays[0] = elementwise.binary(backend, "*", scale, arrays[0])
+        scale = Named(1)
     if not arrays:
         return reductions.total(backend, lift(backend, scale, "real"), condition, tuple(lengths), lengths)
 

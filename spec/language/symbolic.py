@@ -1,8 +1,8 @@
 """Equations on SymPy expressions: every element of the result is the formula that the paper's equations give.
 
 Used to prove identities between mechanisms at tiny sizes (`prove.prove_equal`). Results are exact: float literals and
-options become the rational numbers that they show (`0.1` is 1/10), and `softmax` and `logsumexp` are plain sums of exponentials
-without a maximum subtracted. It refuses conditions, ranks and subscripts that depend on the sign of a symbol.
+options become the rational numbers that they show (`0.1` is 1/10), and `softmax` and `logsumexp` are plain sums of
+exponentials without a maximum subtracted. It refuses conditions, ranks and subscripts that SymPy cannot decide.
 """
 
 from __future__ import annotations
@@ -15,9 +15,18 @@ from typing import Any
 
 import numpy as np
 import sympy
-
 from attnspec.spec.language.errors import EvaluationError
 from attnspec.spec.language.sizes import index_size, infer_sizes, resolve_options
+from attnspec.spec.language.symbolic_functions import (
+    FUNCTIONS,
+    RELATIONS,
+    SAME_KIND,
+    Value,
+    exact,
+    logsumexp,
+    quotient,
+    same_kind,
+)
 from attnspec.spec.language.syntax import (
     NORMALIZERS,
     Binary,
@@ -36,9 +45,6 @@ from attnspec.spec.language.syntax import (
     Str,
     Unary,
 )
-
-Value = Any
-"""A Python int or bool, or a SymPy expression."""
 
 MAX_ELEMENTS = 20_000
 
@@ -255,7 +261,7 @@ class _Evaluator:
         left, right = sympy.sympify(a), sympy.sympify(b)
         if sympy.nan in (left, right):
             return op == "!="
-        relation = _RELATIONS[op](left, right)
+        relation = RELATIONS[op](left, right)
         if relation in (sympy.true, sympy.false):
             return bool(relation)
         raise self.error(f"SymPy cannot decide the condition {relation}", node)
@@ -266,8 +272,8 @@ class _Evaluator:
             if not rounded.is_Integer:
                 raise self.error(f"{function} of {arguments[0]} is no number", node)
             return int(rounded)
-        value = _FUNCTIONS[function](*(sympy.sympify(argument) for argument in arguments))
-        return int(value) if all(isinstance(a, int) for a in arguments) and function in _SAME_KIND else value
+        value = FUNCTIONS[function](*(sympy.sympify(argument) for argument in arguments))
+        return int(value) if all(isinstance(a, int) for a in arguments) and function in SAME_KIND else value
 
     # Reductions -------------------------------------------------------------------------------------------------
 
@@ -285,9 +291,9 @@ class _Evaluator:
             case "prod":
                 return math.prod(values)
             case "max":
-                return _same(sympy.Max(-sympy.oo, *values), values)
+                return same_kind(sympy.Max(-sympy.oo, *values), values)
             case "min":
-                return _same(sympy.Min(sympy.oo, *values), values)
+                return same_kind(sympy.Min(sympy.oo, *values), values)
             case "mean":
                 return sympy.Add(*values) / len(values) if values else sympy.Integer(0)
             case "any":
@@ -316,74 +322,3 @@ class _Evaluator:
             order.insert(before[0] if before else len(order), place)
         order += [place for place, _, keep in places if not keep]
         return order.index(outer) if node.op == "rank" else order[outer[0]][0]
-
-
-def exact(value: Any) -> Any:
-    """A number as a SymPy expression: floats become the rational number that they show."""
-    if isinstance(value, sympy.Basic):
-        return value
-    number = value.item() if isinstance(value, np.generic) else value
-    if isinstance(number, float):
-        if math.isnan(number):
-            return sympy.nan
-        if math.isinf(number):
-            return sympy.oo if number > 0 else -sympy.oo
-        return sympy.Rational(repr(number))
-    return sympy.sympify(number)
-
-
-def quotient(a: Any, b: Any) -> Any:
-    """`a / b`; a signed infinity where SymPy has a complex one."""
-    if b != 0:
-        return a / b
-    if a == 0 or a.is_positive is None:
-        return sympy.nan
-    return sympy.oo if a.is_positive else -sympy.oo
-
-
-def logsumexp(values: Sequence[Any]) -> Any:
-    """`log(sum(exp(x)))`; -oo over nothing."""
-    total = sympy.Add(*(sympy.exp(value) for value in values))
-    return -sympy.oo if total == 0 else sympy.log(total)
-
-
-def _same(value: Any, among: Sequence[Value]) -> Value:
-    return int(value) if among and all(isinstance(v, int) for v in among) else value
-
-
-def _log(x: Any) -> Any:
-    return -sympy.oo if x == 0 else sympy.log(x)
-
-
-def _sigmoid(x: Any) -> Any:
-    return 1 / (1 + sympy.exp(-x))
-
-
-_RELATIONS = {"<": sympy.Lt, "<=": sympy.Le, ">": sympy.Gt, ">=": sympy.Ge, "==": sympy.Eq, "!=": sympy.Ne}
-_SAME_KIND = frozenset({"abs", "sign", "relu", "min", "max", "clip"})
-_FUNCTIONS: dict[str, Any] = {
-    "exp": sympy.exp,
-    "exp2": lambda x: 2**x,
-    "log": _log,
-    "log2": lambda x: _log(x) / sympy.log(2),
-    "log1p": lambda x: _log(1 + x),
-    "sqrt": sympy.sqrt,
-    "rsqrt": lambda x: quotient(sympy.Integer(1), sympy.sqrt(x)),
-    "abs": sympy.Abs,
-    "sign": sympy.sign,
-    "sin": sympy.sin,
-    "cos": sympy.cos,
-    "tanh": sympy.tanh,
-    "sigmoid": _sigmoid,
-    "softplus": lambda x: sympy.log(1 + sympy.exp(x)),
-    "relu": lambda x: sympy.Max(x, 0),
-    "elu": lambda x: sympy.Piecewise((x, x > 0), (sympy.exp(x) - 1, True)),
-    "gelu": lambda x: x * (1 + sympy.erf(x / sympy.sqrt(2))) / 2,
-    "silu": lambda x: x * _sigmoid(x),
-    "erf": sympy.erf,
-    "pow": lambda x, y: x**y,
-    "min": sympy.Min,
-    "max": sympy.Max,
-    "clip": lambda x, low, high: sympy.Min(sympy.Max(x, low), high),
-    "logaddexp": lambda a, b: logsumexp((a, b)),
-}

@@ -64,15 +64,16 @@ def logical_lines(text: str, file: str) -> list[Line]:
         raise SpecError(f"text of {len(text)} characters; at most {MAX_TEXT} are read", file=file)
     lines: list[Line] = []
     pending: list[str] = []
-    start = 0
+    start = length = 0
     stack: list[tuple[str, Place]] = []
     physical = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     for number, raw in enumerate(physical, 1):
         code = _without_comment(raw, number, stack, file)
         if not pending:
-            start = number
+            start, length = number, 0
         pending.append(code)
-        if sum(map(len, pending)) > MAX_EQUATION:
+        length += len(code) + 1
+        if length > MAX_EQUATION + 1:
             raise fail(f"equation longer than {MAX_EQUATION} characters", Place(start, 1), file)
         if stack:
             continue

@@ -1,0 +1,268 @@
+"""Compile every kernel variant ahead of time, without a GPU, and record what the binaries use.
+
+    python -m attnspec.impls.aot [--targets cuda:80,cuda:90,cuda:100,hip:gfx942] [--json FILE] [--markdown FILE] [--jobs 2] [--only TEXT]
+
+For each variant and target: registers, shared memory, spills and the instructions that show whether the tensor cores and the
+asynchronous copies are used, read from the compiled binary (CUDA: cuobjdump on the cubin; AMD: the assembly's metadata). A spill, a stack frame, or more
+shared memory than the target has is a failure: exit code 1. Exit code 2: could not compile at all (no Triton, unknown target).
+
+Needs Triton's own tools only. Must not run under TRITON_INTERPRET, where there is nothing to compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attnspec.impls.aot_variants import Variant
+    from attnspec.impls.engines.softmax_launch import Launch
+
+TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
+# What one thread block may have: CUDA C++ programming guide, table of technical specifications (compute capability 8.0: 163 KiB;
+# 9.0 and 10.0: 227 KiB); AMD Instinct MI300 ISA: 64 KiB of LDS.
+SHARED_LIMIT = {"cuda:80": 163 * 1024, "cuda:90": 227 * 1024, "cuda:100": 227 * 1024, "hip:gfx942": 64 * 1024}
+CUDA_MIX = ("HGMMA", "UTCHMMA", "UTCQMMA", "HMMA", "FFMA", "LDGSTS", "UTMALDG", "LDG", "STL", "LDL", "MUFU.EX2")
+AMD_MIX = ("v_mfma", "v_fma_f32", "buffer_load", "global_load", "scratch_store", "scratch_load", "v_exp_f32")
+
+
+@dataclass
+class Record:
+    """What one compiled kernel uses. `registers` are 32-bit vector registers per thread; memory is in bytes."""
+
+    variant: str
+    target: str
+    ok: bool
+    seconds: float = 0.0
+    registers: int = 0
+    shared: int = 0
+    stack: int = 0
+    spills: int = 0
+    scalar_spills: int = 0
+    mix: dict[str, int] = field(default_factory=dict)
+    problem: str = ""
+
+
+def parse_target(text: str) -> tuple[str, int | str]:
+    """("cuda", 90) from cuda:90."""
+    if text not in TARGETS:
+        raise ValueError(f"unknown target {text!r}; known: {', '.join(TARGETS)}")
+    backend, arch = text.split(":")
+    return (backend, int(arch)) if arch.isdigit() else (backend, arch)
+
+
+def signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:
+    """(types, constants, alignments) of a launch's arguments, by the rules of Triton's just-in-time compiler.
+
+    Absent tensors and integers equal to 1 are constants; pointers and multiples of 16 are marked divisible by 16.
+    """
+    import torch
+
+    names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.uint8: "u8"}
+    types: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    alignments: dict[Any, Any] = {}
+    for index, parameter in enumerate(launch.kernel.params):
+        name, value = parameter.name, launch.arguments[parameter.name]
+        if parameter.is_constexpr or value is None:
+            types[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            types[name] = "*" + names[value.dtype]
+            alignments[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            types[name] = "fp32"
+        elif parameter.do_not_specialize:
+            types[name] = "i32"
+        elif value == 1:
+            types[name], constants[name] = "constexpr", 1
+        else:
+            types[name] = "i32" if abs(value) < 2**31 else "i64"
+            if value % 16 == 0:
+                alignments[(index,)] = [["tt.divisibility", 16]]
+    return types, constants, alignments
+
+
+def compile_launch(launch: Launch, target: str) -> Any:
+    """Triton's compiled kernel of a launch."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    backend, arch = parse_target(target)
+    types, constants, alignments = signature(launch)
+    source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=alignments)
+    warp = 32 if backend == "cuda" else 64
+    return triton.compile(source, target=GPUTarget(backend, arch, warp), options=launch.options())
+
+
+def _count(text: str, words: Iterable[str]) -> dict[str, int]:
+    found = {word: len(re.findall(rf"(?<![\w.]){re.escape(word)}", text)) for word in words}
+    return {word: n for word, n in found.items() if n}
+
+
+def cuda_resources(kernel: Any) -> dict[str, Any]:
+    """Registers, stack and instruction counts out of the cubin."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    found = re.search(r"REG:(\d+)\s+STACK:(\d+)\s+SHARED:(\d+)\s+LOCAL:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump -res-usage gave no usage line: {usage[:200]!r}")
+    mix = _count(code, CUDA_MIX)
+    return {
+        "registers": int(found[1]), "stack": int(found[2]) + int(found[4]), "mix": mix,
+        "spills": mix.get("STL", 0) + mix.get("LDL", 0), "scalar_spills": 0,
+    }  # fmt: skip
+
+
+def amd_resources(kernel: Any) -> dict[str, Any]:
+    """Registers, scratch and instruction counts out of the assembly and its metadata."""
+    code = kernel.asm["amdgcn"]
+
+    def field_of(name: str) -> int:
+        found = re.search(rf"\.{name}:\s*(\d+)", code)
+        if found is None:
+            raise RuntimeError(f"the assembly's metadata has no .{name}")
+        return int(found[1])
+
+    return {
+        "registers": field_of("vgpr_count"), "stack": field_of("private_segment_fixed_size"), "mix": _count(code, AMD_MIX),
+        "spills": field_of("vgpr_spill_count"), "scalar_spills": field_of("sgpr_spill_count"),
+    }  # fmt: skip
+
+
+def judge(variant: Variant, target: str) -> Record:
+    """Compile one variant for one target and compare what it uses with what the target has."""
+    from attnspec.impls.aot_variants import launch_of
+
+    begin = time.perf_counter()
+    record = Record(variant.name, target, False)
+    try:
+        kernel = compile_launch(launch_of(variant, parse_target(target)), target)
+        used = cuda_resources(kernel) if target.startswith("cuda") else amd_resources(kernel)
+    except Exception as error:  # one variant's failure must not end the run: it is recorded
+        record.problem = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+        record.seconds = round(time.perf_counter() - begin, 2)
+        return record
+    record.seconds = round(time.perf_counter() - begin, 2)
+    record.shared = int(kernel.metadata.shared)
+    for name, value in used.items():
+        setattr(record, name, value)
+    problems = []
+    if record.spills or record.stack:
+        problems.append(f"spills: {record.spills}, stack {record.stack} bytes")
+    if record.shared > SHARED_LIMIT[target]:
+        problems.append(f"{record.shared} bytes of shared memory, {target} has {SHARED_LIMIT[target]}")
+    record.problem = "; ".join(problems)
+    record.ok = not problems
+    return record
+
+
+def _job(work: tuple[Variant, str]) -> Record:
+    return judge(*work)
+
+
+def versions() -> dict[str, str]:
+    import torch
+    import triton
+
+    return {"triton": triton.__version__, "torch": torch.__version__.split("+")[0], "python": sys.version.split()[0]}
+
+
+def markdown(records: list[Record], about: dict[str, str]) -> str:
+    """The table for docs/aot.md, grouped by kernel."""
+    bad = [r for r in records if not r.ok]
+    lines = [
+        "# Kernels compiled ahead of time",
+        "",
+        "Written by `python -m attnspec.impls.aot --markdown docs/aot.md`; do not edit. No GPU is needed and none was used: these are",
+        "facts about the binaries, not timings. A spill, a stack frame or more shared memory than the target has fails.",
+        "",
+        f"Triton {about['triton']}, torch {about['torch']}. {len(records)} binaries of {len({r.variant for r in records})} variants, "
+        f"{len(bad)} failed.",
+        "",
+        "| target | binaries | registers (max) | shared memory (max, of) | spills | with tensor-core instructions | with asynchronous copies |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    tensor_core = ("HGMMA", "UTCHMMA", "HMMA", "v_mfma")
+    for target in sorted({r.target for r in records}, key=TARGETS.index):
+        rows = [r for r in records if r.target == target]
+        lines.append(
+            f"| {target} | {len(rows)} | {max(r.registers for r in rows)} | {max(r.shared for r in rows)} of {SHARED_LIMIT[target]} | "
+            f"{sum(r.spills for r in rows)} | {sum(any(m in r.mix for m in tensor_core) for r in rows)} | "
+            f"{sum('LDGSTS' in r.mix or 'UTMALDG' in r.mix for r in rows)} |"
+        )
+    lines += [
+        "",
+        "float32 products are IEEE (no TF32) and use no tensor cores on CUDA. Names: kernel - options - dtype - head sizes D x E - "
+        "tile queries x keys, w warps, s stages.",
+    ]
+    for target in sorted({r.target for r in records}, key=TARGETS.index):
+        lines += ["", f"## {target}", "", "| variant | registers | shared | spills | instructions | |", "|---|---|---|---|---|---|"]
+        for r in (r for r in records if r.target == target):
+            mix = ", ".join(f"{name} {n}" for name, n in r.mix.items())
+            lines.append(f"| {r.variant} | {r.registers} | {r.shared} | {r.spills} | {mix} | {r.problem or 'ok'} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m attnspec.impls.aot", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--targets", default=",".join(TARGETS), help="comma separated (default: all)")
+    parser.add_argument("--json", type=Path, help="write the records to this file")
+    parser.add_argument("--markdown", type=Path, help="write the table to this file")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--only", default="", help="only variants whose name contains this text")
+    given = parser.parse_args(argv)
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        print("aot: TRITON_INTERPRET is set: there is nothing to compile; unset it", file=sys.stderr)
+        return 2
+    os.environ["TRITON_INTERPRET"] = "0"
+    try:
+        targets = [target.strip() for target in given.targets.split(",")]
+        parsed = {target: parse_target(target) for target in targets}
+        from attnspec.impls.aot_variants import variants
+
+        work = [(v, t) for t in targets for v in dict.fromkeys(variants(parsed[t])) if given.only in v.name]
+        about = versions()
+    except (ValueError, ImportError) as error:
+        print(f"aot: {error}", file=sys.stderr)
+        return 2
+    if not work:
+        print(f"aot: no variant's name contains {given.only!r}", file=sys.stderr)
+        return 2
+    records: list[Record] = []
+    with ProcessPoolExecutor(max_workers=max(1, given.jobs)) as pool:
+        for record in pool.map(_job, work, chunksize=4):
+            records.append(record)
+            if not record.ok:
+                print(f"{record.target} {record.variant}: {record.problem}", file=sys.stderr, flush=True)
+    bad = sum(not r.ok for r in records)
+    if given.json:
+        text = json.dumps({"about": about, "limits": SHARED_LIMIT, "records": [asdict(r) for r in records]}, indent=1)
+        given.json.write_text(text + "\n")
+    if given.markdown:
+        given.markdown.write_text(markdown(records, about))
+    print(f"{len(records)} binaries for {', '.join(targets)}: {len(records) - bad} fit, {bad} do not")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""The documented list of kernel variants that are compiled ahead of time: option sets, dtypes, head sizes and tile configurations.
+
+A variant is a launch of `plan_forward` or `plan_backward` on tensors without storage (torch's meta device), so that what is
+compiled is what would be launched. Read by `attnspec.impls.aot`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attnspec.impls.engines.softmax_configs import Kind, Target, TileConfig, configs
+from attnspec.impls.engines.softmax_launch import Launch, plan_backward, plan_forward
+from attnspec.impls.softmax_arguments import Problem, check
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+B, H, HK, N, M, PAGE = 2, 8, 2, 4096, 4096, 16
+PROCESSORS = 132
+
+# What the options add to a plain call. The names stand in the table.
+FEATURES: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "causal": (),
+    "window": (),
+    "sink_tokens": (),
+    "chunk": (),
+    "softcap": (),
+    "bias": ("bias",),
+    "mask": ("mask",),
+    "sink": ("sink",),
+    "dropout": ("dropout_mask",),
+    "lengths": ("q_length", "kv_length"),
+    "left_pad": ("left_pad", "kv_length"),
+    "segments": ("q_segment", "kv_segment"),
+    "everything": ("bias", "mask", "sink", "dropout_mask", "q_length", "kv_length", "left_pad"),
+    "paged": ("kv_length",),
+    "paged_everything": ("bias", "mask", "sink", "q_length", "kv_length"),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "causal": {"causal": True},
+    "window": {"window_left": 128, "window_right": 128},
+    "sink_tokens": {"causal": True, "window_left": 128, "sink_tokens": 4},
+    "chunk": {"causal": True, "chunk": 512},
+    "softcap": {"softcap": 50.0},
+    "dropout": {"dropout_p": 0.1},
+    "lengths": {"causal": True},
+    "left_pad": {"causal": True},
+    "segments": {"causal": True, "window_left": 128},
+    "everything": {
+        "causal": True, "window_left": 128, "sink_tokens": 4, "chunk": 512, "softcap": 50.0, "dropout_p": 0.1
+    },
+    "paged": {"causal": True},
+    "paged_everything": {"causal": True, "window_left": 128, "sink_tokens": 4, "chunk": 512, "softcap": 50.0},
+}  # fmt: skip
+HEADS = ((16, 16), (32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
+FEATURE_HEADS = ((64, 64), (128, 128))
+DEFAULTS: dict[str, Any] = {
+    "bias": None, "mask": None, "sink": None, "dropout_mask": None, "q_segment": None, "kv_segment": None, "q_length": None,
+    "kv_length": None, "left_pad": None, "k_pages": None, "v_pages": None, "block_table": None, "causal": False,
+    "causal_alignment": "bottom_right", "window_left": None, "window_right": None, "softcap": None, "scale": None,
+    "dropout_p": 0.0, "chunk": None, "sink_tokens": 0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel to compile. `kernel` names the launch: forward, forward_repair, decode, merge, row_term, dq, dkv, dbias, ..."""
+
+    kernel: str
+    feature: str
+    dtype: str
+    D: int
+    E: int
+    tile: TileConfig | None
+
+    @property
+    def name(self) -> str:
+        tile = "" if self.tile is None else f"-{self.tile.block_m}x{self.tile.block_n}w{self.tile.warps}s{self.tile.stages}"
+        return f"{self.kernel}-{self.feature}-{self.dtype}-{self.D}x{self.E}{tile}"
+
+
+def problem(feature: str, dtype: str, D: int, E: int, queries: int = N) -> Problem:
+    """A problem of the feature's options on tensors without storage."""
+
+    def empty(*shape: int, of: torch.dtype = DTYPES[dtype]) -> torch.Tensor:
+        return torch.empty(shape, dtype=of, device="meta")
+
+    given = {
+        "bias": empty(1, H, queries, M), "mask": empty(B, 1, queries, M, of=torch.bool), "sink": empty(H),
+        "dropout_mask": empty(B, H, queries, M, of=torch.bool),
+        **{n: empty(B, of=torch.int32) for n in ("q_length", "kv_length", "left_pad")},
+        "q_segment": empty(B, queries, of=torch.int32), "kv_segment": empty(B, M, of=torch.int32),
+    }  # fmt: skip
+    arguments = DEFAULTS | {name: given[name] for name in FEATURES[feature]} | OPTIONS.get(feature, {})
+    K: torch.Tensor | None = empty(B, HK, M, D)
+    V: torch.Tensor | None = empty(B, HK, M, E)
+    if feature.startswith("paged"):
+        K = V = None
+        arguments |= {
+            "k_pages": empty(1024, PAGE, HK, D), "v_pages": empty(1024, PAGE, HK, E),
+            "block_table": empty(B, M // PAGE, of=torch.int32),
+        }  # fmt: skip
+    p = check(empty(B, H, queries, D), K, V, **arguments)
+    if p.q_segment is not None:
+        for name in ("q_seg", "q_pos", "q_first", "q_last"):
+            p.segments[name] = empty(B, queries, of=torch.int32)
+        for name in ("k_seg", "k_loc", "k_first", "k_last"):
+            p.segments[name] = empty(B, M, of=torch.int32)
+    return p
+
+
+def launches(variant: Variant, target: Target) -> list[Launch]:
+    """All launches of the call that the variant's kernel belongs to, with the variant's tile."""
+    decode = variant.kernel in ("decode", "decode_repair", "merge")
+    p = problem(variant.feature, variant.dtype, variant.D, variant.E, 1 if decode else N)
+    forward, O, LSE = plan_forward(p, variant.tile if decode or variant.kernel.startswith("forward") else None, target, PROCESSORS)
+    if decode or variant.kernel.startswith("forward"):
+        return forward
+    wanted = dict.fromkeys(("Q", "K", "V", "bias", "sink"), True)
+    shape = (1, H, N, M) if p.bias is not None else None
+    return plan_backward(p, O, LSE, torch.empty_like(O), torch.empty_like(LSE), wanted, shape, variant.tile, target)[0]
+
+
+def launch_of(variant: Variant, target: Target) -> Launch:
+    """The launch that the variant names."""
+    found = [launch for launch in launches(variant, target) if launch.name == variant.kernel]
+    if len(found) != 1:
+        raise LookupError(f"{variant.name}: {len(found)} launches of that name")
+    return found[0]
+
+
+def variants(target: Target) -> Iterator[Variant]:
+    """The list, without repetition: all head sizes and dtypes with and without a mask, then every option set."""
+    kinds: tuple[Kind, ...] = ("forward", "dq", "dkv", "decode")
+
+    def tiles(kind: Kind, dtype: str, D: int, E: int) -> list[TileConfig]:
+        return configs(kind, D, E, DTYPES[dtype].itemsize, target)
+
+    for dtype, heads in (("bf16", HEADS), ("fp32", HEADS), ("fp16", FEATURE_HEADS)):
+        for D, E in heads:
+            for kind in kinds:
+                for tile in tiles(kind, dtype, D, E):
+                    yield Variant(kind, "paged" if kind == "decode" else "causal", dtype, D, E, tile)
+                first = tiles(kind, dtype, D, E)[0]
+                yield Variant(kind, "plain", dtype, D, E, first)
+                if kind != "decode":
+                    yield Variant(f"{kind}_repair", "causal", dtype, D, E, first)
+            yield Variant("dbias", "bias", dtype, D, E, tiles("dbias", dtype, D, E)[0])
+            yield Variant("merge", "plain", dtype, D, E, None)
+            yield Variant("row_term", "plain", dtype, D, E, None)
+    for D, E in FEATURE_HEADS:
+        for feature in FEATURES:
+            if feature in ("plain", "causal"):
+                continue
+            for kind in kinds:
+                if feature.startswith("paged") and kind in ("dq", "dkv"):
+                    continue
+                if kind == "decode" and feature == "paged":
+                    continue
+                yield Variant(kind, feature, "bf16", D, E, tiles(kind, "bf16", D, E)[0])
+    for feature in ("everything", "paged_everything"):
+        for kernel in ("forward_repair", "decode_repair"):
+            kind = "decode" if kernel.startswith("decode") else "forward"
+            yield Variant(kernel, feature, "bf16", 128, 128, tiles(kind, "bf16", 128, 128)[0])
+    for kernel in ("dq_repair", "dkv_repair", "dbias"):
+        yield Variant(kernel, "everything", "bf16", 128, 128, tiles(kernel.split("_")[0], "bf16", 128, 128)[0])  # type: ignore[arg-type]
+    yield Variant("row_term", "segments", "bf16", 128, 128, None)
+    yield Variant("row_term", "lengths", "bf16", 128, 128, None)

@@ -1,0 +1,116 @@
+"""Softmax attention in plain NumPy for the tests of the suite: honest, or with one named fault.
+
+Independent of the specification's equations: it loops over heads and tiles as a kernel would. `outputs` calls it on a
+case's data in float64 and rounds the result to the case's dtype (and the weights, as fused kernels do).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from attnspec.conformance.types import Case, CaseData
+from attnspec.spec.language.formats import round_to
+
+Array = np.ndarray[Any, Any]
+
+TAKES = frozenset(
+    {"Q", "K", "V", "bias", "mask", "causal", "causal_alignment", "window_left", "window_right", "softcap", "scale"}
+)
+FAULTS = (
+    "causal_strict", "causal_leak", "top_left", "drops_last_key", "drops_tail", "scale_1_percent", "ln2_slip",
+    "one_element_zero", "last_row_zero", "heads_strided", "no_maximum", "no_rescale", "softcap_after_mask",
+    "scaled_bias", "lse_base_2", "window_one_more", "window_one_less", "ignores_scale", "nan_for_empty",
+    "first_batch_only", "mask_inverted", "batch_mixed", "bias_of_head_0",
+)  # fmt: skip
+
+
+def attention(
+    Q: Array, K: Array, V: Array, *, bias: Array | None = None, mask: Array | None = None, causal: bool = False,
+    causal_alignment: str = "bottom_right", window_left: int | None = None, window_right: int | None = None,
+    softcap: float | None = None, scale: float | None = None, dtype: str = "fp64", tile: int = 16, fault: str = "",
+) -> dict[str, Array]:  # fmt: skip
+    """O `[b,h,i,e]` and LSE `[b,h,i]`, tile by tile with a running maximum."""
+    B, H, N, D = Q.shape
+    Hk, M, E = K.shape[1], K.shape[2], V.shape[-1]
+    factor = D**-0.5 if scale is None or fault == "ignores_scale" else scale
+    factor *= {"scale_1_percent": 1.01, "ln2_slip": np.log(2.0)}.get(fault, 1.0)
+    keep = np.ones((B, H, N, M), dtype=bool)
+    i, j = np.arange(N)[:, None], np.arange(M)[None, :]
+    top = causal_alignment == "top_left" or fault == "top_left"
+    place = i if top else i + M - N
+    if causal:
+        keep &= j <= place + {"causal_strict": -1, "causal_leak": 1}.get(fault, 0)
+    wide = {"window_one_more": 1, "window_one_less": -1}.get(fault, 0)
+    if window_left is not None:
+        keep &= j >= place - window_left - wide
+    if window_right is not None:
+        keep &= j <= place + window_right
+    if mask is not None:
+        keep &= ~mask if fault == "mask_inverted" else mask
+    O, LSE = np.zeros((B, H, N, E)), np.full((B, H, N), -np.inf)
+    for b in range(B):
+        for h in range(H):
+            g = h % Hk if fault == "heads_strided" else h // (H // Hk)
+            kb = 0 if fault == "first_batch_only" else b
+            k, v = K[kb, g], V[(b + 1) % B if fault == "batch_mixed" else kb, g]
+            end = M - 1 if fault == "drops_last_key" and M > 1 else M
+            end = M // tile * tile if fault == "drops_tail" and M > tile else end
+            O[b, h], LSE[b, h] = _head(
+                Q[b, h], k[:end], v[:end], keep[b, h, :, :end], _bias(bias, b, 0 if fault == "bias_of_head_0" else h),
+                factor, softcap, dtype, tile, fault,
+            )  # fmt: skip
+    if fault == "one_element_zero" and O.size:
+        O.reshape(-1)[O.size // 2] = 0.0
+    if fault == "last_row_zero" and O.size:
+        O[-1, -1, -1] = 0.0
+    if fault == "lse_base_2":
+        LSE = LSE / np.log(2.0)
+    if fault == "nan_for_empty":
+        O[~keep.any(axis=-1)] = np.nan
+    return {"O": round_to(O, dtype), "LSE": round_to(LSE, "fp64" if dtype == "fp64" else "fp32")}
+
+
+def _bias(bias: Array | None, b: int, h: int) -> Array | None:
+    return None if bias is None else bias[b % bias.shape[0], h % bias.shape[1]]
+
+
+def _head(
+    q: Array, k: Array, v: Array, keep: Array, bias: Array | None, factor: float, softcap: float | None, dtype: str,
+    tile: int, fault: str,
+) -> tuple[Array, Array]:  # fmt: skip
+    top = np.full(len(q), -np.inf)
+    total, acc = np.zeros(len(q)), np.zeros((len(q), v.shape[-1]))
+    with np.errstate(all="ignore"):
+        for start in range(0, len(k), tile):
+            cut = slice(start, start + tile)
+            s = factor * q @ k[cut].T
+            if softcap is not None and fault != "softcap_after_mask":
+                s = softcap * np.tanh(s / softcap)
+            if bias is not None:
+                s = s + (factor if fault == "scaled_bias" else 1.0) * np.broadcast_to(bias, keep.shape)[:, cut]
+            s = np.where(keep[:, cut], s, -np.inf)
+            if softcap is not None and fault == "softcap_after_mask":
+                s = softcap * np.tanh(s / softcap)
+            new = np.maximum(top, s.max(axis=1, initial=-np.inf))
+            safe = np.where(np.isfinite(new), new, 0.0)
+            if fault == "no_maximum":
+                safe = np.zeros_like(safe)
+                s = np.where(s > 88.7, np.inf, s)
+            p = np.exp(s - safe[:, None])
+            shrink = np.exp(np.where(np.isfinite(top), top, -np.inf) - safe)
+            shrink = np.ones_like(shrink) if fault == "no_maximum" else shrink
+            total = total * shrink + p.sum(axis=1)
+            weights = round_to(p, dtype)
+            grown = (weights > 0) @ np.where(np.isfinite(v[cut]), 0.0, v[cut]) if not np.isfinite(v).all() else 0.0
+            part = weights @ np.where(np.isfinite(v[cut]), v[cut], 0.0) + grown
+            acc = (acc if fault == "no_rescale" else acc * shrink[:, None]) + part
+            top = new
+        out = np.where(total[:, None] > 0, acc / total[:, None], 0.0)
+        base = np.zeros_like(top) if fault == "no_maximum" else np.where(np.isfinite(top), top, 0.0)
+        return out, np.where(total > 0, base + np.log(total), -np.inf)
+
+
+def outputs(case: Case, data: CaseData, fault: str = "", tile: int = 16) -> dict[str, Any]:
+    """The kernel on a case's data."""
+    return dict(attention(**data.inputs, **data.options, dtype=case.dtype, tile=tile, fault=fault))

@@ -1,0 +1,222 @@
+"""Cases: complete ids, driven by the file alone, and nothing that the candidate does not take."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from pathlib import Path
+
+import pytest
+from attnspec.conformance import cases as module
+from attnspec.conformance import shapes
+from attnspec.conformance.case_id import CaseError, make, parse, renamed
+from attnspec.conformance.cases import case_from_id, cases_for
+from attnspec.conformance.data import build
+from attnspec.conformance.settings import alone, pairs
+from attnspec.conformance.types import CandidateSignature, Case
+from attnspec.spec import load
+from attnspec.spec.mechanism import Mechanism
+
+SDPA = {"Q", "K", "V", "bias", "mask", "causal", "scale"}
+
+
+@pytest.fixture(scope="module")
+def spec() -> Mechanism:
+    return load("softmax_attention")
+
+
+@pytest.fixture(scope="module")
+def everything(spec: Mechanism) -> list[Case]:
+    return cases_for(spec, "exhaustive", ["fp32"], ("forward", "backward"), 3)
+
+
+def signature(**changes: object) -> CandidateSignature:
+    plain = CandidateSignature(
+        name="k", mechanism="softmax_attention", inputs=frozenset({"Q", "K", "V"}), options=frozenset({"causal"}),
+        not_taken={}, dtypes=("fp32",), devices=("cpu",), framework="torch", declares={}, outputs=("O",),
+        differentiable=("Q",), required=frozenset({"K", "V"}),
+    )  # fmt: skip
+    return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_every_id_gives_its_case_back(everything: list[Case]) -> None:
+    for case in everything:
+        again = case_from_id(case.id)
+        assert dataclasses.replace(again, level=case.level) == case
+
+
+def test_ids_are_unique_and_readable(everything: list[Case]) -> None:
+    assert len({case.id for case in everything}) == len(everything)
+    plain = "softmax_attention/options/causal=true/B2.H4.Hk2.N19.M23.D16.E16/normal/contiguous/fp32/forward/s3"
+    assert plain in {case.id for case in everything}
+    shell_characters = set(" *?[]{}()$&;|<>'\"\\`!~#")
+    assert not any(shell_characters & set(case.id) for case in everything)
+
+
+def test_the_levels_grow_and_standard_is_about_a_hundred(spec: Mechanism) -> None:
+    counts = [len(cases_for(spec, level, ["fp32"], "forward", 0, SDPA)) for level in ("smoke", "standard", "exhaustive")]
+    assert counts[0] <= 25 and 90 <= counts[1] <= 140 and counts[2] > counts[1]
+
+
+def test_what_is_not_taken_is_not_exercised(spec: Mechanism) -> None:
+    for case in cases_for(spec, "standard", ["fp32"], ("forward", "backward"), 0, SDPA):
+        assert set(case.inputs) | set(case.options) <= SDPA
+
+
+def test_every_option_and_optional_input_is_exercised_alone(spec: Mechanism) -> None:
+    posed = cases_for(spec, "standard", ["fp32"], "forward", 0)
+    options = {name for case in posed if case.group == "options" for name in case.options}
+    inputs = {name for case in posed if case.group == "options" for name in case.inputs}
+    assert options == set(spec.options)
+    assert inputs == {name for name, decl in spec.inputs.items() if decl.optional}
+
+
+def test_a_setting_brings_what_it_needs(spec: Mechanism) -> None:
+    found = {setting.names: setting for setting in alone(spec)}
+    assert found["causal_alignment",].options["causal"] is True
+    assert found["dropout_p",].inputs == ("dropout_mask",)
+    assert found["sink_tokens",].options["window_left"] == 3
+    assert ("q_segment", "kv_segment") in found
+    assert ("kv_length", "k_pages", "v_pages", "block_table") in found
+
+
+def test_an_option_value_that_changes_nothing_is_no_setting(spec: Mechanism) -> None:
+    exhaustive = [setting for setting in alone(spec, "exhaustive") if setting.names == ("window_left",)]
+    assert {setting.options["window_left"] for setting in exhaustive} == {3, 0, 8, 1, 6}  # 100 is beyond every key
+
+
+def test_pairs_cover_every_two_compatible_settings(spec: Mechanism) -> None:
+    single = [setting for setting in alone(spec) if setting.names in {("causal",), ("softcap",), ("bias",), ("mask",)}]
+    merged = pairs(spec, single, width=3, most=50)
+    names = ["causal", "softcap", "bias", "mask"]
+    for number, one in enumerate(names):
+        for two in names[number + 1 :]:
+            assert any({one, two} <= {*entry.names} for entry in merged), (one, two)
+
+
+def test_pages_replace_keys_and_values(spec: Mechanism) -> None:
+    case = make(spec, "options", sizes=shapes.BASE, inputs=("k_pages", "v_pages", "block_table", "kv_length"))
+    assert "K" not in case.inputs and "V" not in case.inputs
+    data = build(case)
+    sizes, _ = spec.resolve(data.inputs, data.options)
+    assert sizes["M"] == case.sizes["Kt"] * case.sizes["Ps"] >= 23
+    assert parse(case.id) == case
+
+
+def test_forbidden_combinations_do_not_exist(spec: Mechanism) -> None:
+    with pytest.raises(CaseError, match="multiple of the number of key/value heads"):
+        make(spec, "shapes", sizes={**shapes.BASE, "heads": 5})
+    with pytest.raises(CaseError, match="window_left must be given"):
+        make(spec, "options", sizes=shapes.BASE, options={"sink_tokens": 2})
+
+
+def test_a_smaller_case_gets_its_own_id(spec: Mechanism) -> None:
+    case = make(spec, "options", sizes=shapes.BASE, options={"causal": True}, inputs=("bias",), broadcast={"bias": "bh"})
+    smaller = renamed(dataclasses.replace(case, sizes={**case.sizes, "N": 2, "M": 3}, inputs=("K", "V")))
+    assert smaller is not None and smaller.id.split("/")[2:4] == ["causal=true", "B2.H4.Hk2.N2.M3.D16.E16"]
+    assert renamed(dataclasses.replace(case, sizes={**case.sizes, "Hk": 3})) is None
+    assert renamed(dataclasses.replace(case, inputs=())) == renamed(dataclasses.replace(case, inputs=("K", "V")))
+
+
+@pytest.mark.parametrize(
+    ("identifier", "message"),
+    [
+        ("nonsense", "is no case id: expected 9 parts"),
+        ("softmax_attention/x/plain/B1.Z3/normal/contiguous/fp32/forward/s0", "'Z3' is no size"),
+        ("softmax_attention/x/plain/B1/normal/contiguous/fp8/forward/s0", "unknown dtype 'fp8'"),
+        ("softmax_attention/x/plain/B1/normal/contiguous/fp32/sideways/s0", "unknown direction 'sideways'"),
+        ("softmax_attention/x/plain/B1/normal/contiguous/fp32/forward/7", "expected s and a number"),
+        ("softmax_attention/x/causal=maybe/B1/normal/contiguous/fp32/forward/s0", "causal=maybe is no value of type bool"),
+        ("softmax_attention/x/colour=3/B1/normal/contiguous/fp32/forward/s0", "is no option of softmax_attention"),
+        ("softmax_attention/x/+sauce/B1/normal/contiguous/fp32/forward/s0", "unknown input 'sauce'"),
+    ],
+)
+def test_a_text_that_is_no_id_is_one_clear_line(identifier: str, message: str) -> None:
+    with pytest.raises(CaseError) as caught:
+        case_from_id(identifier)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unknown_values_are_refused_by_name(spec: Mechanism) -> None:
+    case = make(spec, "values", sizes=shapes.BASE, values="moody")
+    with pytest.raises(CaseError, match="unknown values 'moody'"):
+        build(case)
+
+
+def test_a_signature_leaves_out_what_it_cannot_answer(spec: Mechanism) -> None:
+    posed = cases_for(spec, "standard", ["fp32"], "backward", 0, signature())
+    assert posed and not [case for case in posed if case.group == "gradients_all"]
+    both = cases_for(spec, "standard", ["fp32"], "backward", 0, signature(outputs=("O", "LSE")))
+    assert [case for case in both if case.group == "gradients_all"]
+
+
+def test_a_required_optional_input_is_in_every_case(spec: Mechanism) -> None:
+    needy = signature(inputs=frozenset({"Q", "K", "V", "mask"}), required=frozenset({"K", "V", "mask"}))
+    assert all("mask" in case.inputs for case in cases_for(spec, "standard", ["fp32"], "forward", 0, needy))
+
+
+def test_every_seed_has_the_same_cases(spec: Mechanism) -> None:
+    one, two = (
+        [case.id.rpartition("/")[0] for case in cases_for(spec, "standard", ["bf16"], "forward", seed, SDPA)]
+        for seed in (0, 9)
+    )
+    assert one == two
+
+
+def test_every_case_can_be_built(spec: Mechanism) -> None:
+    for case in cases_for(spec, "standard", ["fp16"], ("forward", "backward"), 1):
+        data = build(case)
+        assert data.extra["shapes"] and data.extra["resolved"]
+        if case.direction == "backward":
+            assert set(data.cotangents) <= set(spec.outputs) and data.cotangents
+
+
+OTHER = """
+name = "neighbour_mean"
+family = "test"
+summary = "The mean of the previous values and itself."
+batch = ["b"]
+[paper]
+title = "none"
+year = 2024
+[sizes]
+B = { min = 0 }
+T = { min = 0 }
+E = { min = 1 }
+[indices]
+b = "B"
+t = "T"
+u = "T"
+e = "E"
+[inputs.X]
+axes = ["t", "e"]
+batch = ["b"]
+role = "value"
+differentiable = true
+[options.width]
+type = "int"
+nullable = true
+min = 0
+[outputs.Y]
+axes = ["t", "e"]
+[equations]
+text = '''
+Y[t,e] = mean[u : u <= t and (u >= t - width if present(width) else True)](X[u,e])
+'''
+"""
+
+
+def test_a_mechanism_that_nobody_prepared_for_gets_cases(tmp_path: Path) -> None:
+    path = tmp_path / "neighbour_mean.toml"
+    path.write_text(textwrap.dedent(OTHER), encoding="utf-8")
+    other = load(path)
+    posed = cases_for(other, "standard", ["fp32"], "forward", 0)
+    assert {"shapes", "options", "values"} <= {case.group for case in posed}
+    for case in posed:
+        assert build(case, mechanism=other).inputs["X"].shape == tuple(case.sizes[name] for name in ("B", "T", "E"))
+        assert parse(case.id, other) == case
+    assert {case.sizes["T"] for case in posed} >= {0, 1, 131}
+
+
+def test_the_door_of_the_room_has_what_others_import() -> None:
+    assert {"build", "case_from_id", "cases_for", "renamed", "CaseError"} == set(module.__all__)
