@@ -203,7 +203,7 @@ class _Plan:
             return
         for recipe, sizes in (
             ("falling", shapes.WIDE), ("last_key", shapes.TILES), ("needles", shapes.TILES), ("equal", shapes.BASE),
-            ("constant_v", shapes.BASE), ("positive", MANY_KEYS), ("tiny", shapes.BASE),
+            ("constant_v", shapes.BASE), ("positive", MANY_KEYS), ("tiny", shapes.BASE), ("denormal", shapes.BASE),
             ("heads_apart", {**shapes.BASE, "kv_heads": 4}),
         ):  # fmt: skip
             self.add("values", sizes, values=recipe)

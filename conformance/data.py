@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance import probes, semantics, shapes, values
 from attnspec.conformance.case_id import CaseError
 from attnspec.conformance.exhaustive import SCOPES, scope

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance import shapes, values
 from attnspec.conformance.case_id import CaseError
 from attnspec.conformance.types import Case, CaseData

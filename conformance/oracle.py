@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance import probes, semantics, shapes
 from attnspec.conformance.data import empty_rows
 from attnspec.conformance.types import Case, CaseData

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance import shapes
 from attnspec.conformance.types import Case
 from attnspec.spec.language.formats import format_of, unit_roundoff

@@ -241,7 +241,7 @@ class Worker:
                 printed=text[-4000:],
             )
         if ended.how == "late" or "Timeout (" in text:
-            return Observation("timeout", message=f"did not return within {limit:g} s{place}", printed=text[-4000:])
+            return Observation("timeout", message=f"did not return within {limit:.3g} s{place}", printed=text[-4000:])
         if code is None:
             message = "closed its connection to the suite"
         elif code < 0:

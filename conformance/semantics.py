@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance.types import CaseData
 from attnspec.spec.mechanism import Mechanism
 

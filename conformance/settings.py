@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance import shapes, values
 from attnspec.spec.language import SpecError
 from attnspec.spec.language.syntax import OptionDecl

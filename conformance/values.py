@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance.shapes import Roles
 from attnspec.spec.language import InputDecl, SpecError, static_value
 from attnspec.spec.language.formats import round_to
@@ -25,8 +26,10 @@ Recipe = Callable[["Draw"], None]
 
 HUGE = {"fp16": 2.0**14, "bf16": 2.0**40, "fp32": 2.0**40, "fp64": 2.0**40}
 """A sentinel that stands far above every honest value and is exact in the dtype."""
-SMALL = {"fp16": 2.0**-16, "bf16": 2.0**-130, "fp32": 2.0**-130, "fp64": 2.0**-1030}
-"""About the dtype's smallest normal number: below it values are denormal or flushed to zero."""
+SMALL = {"fp16": 2.0**-10, "bf16": 2.0**-100, "fp32": 2.0**-100, "fp64": 2.0**-900}
+"""Far below every ordinary value, and well above the numbers that hardware may flush to zero."""
+DENORMAL = {"fp16": 2.0**-18, "bf16": 2.0**-130, "fp32": 2.0**-130, "fp64": 2.0**-1030}
+"""Below the dtype's smallest normal number."""
 
 
 @dataclass
@@ -310,11 +313,17 @@ def _positive(it: Draw) -> None:
 
 
 def _tiny(it: Draw) -> None:
-    """Values about the dtype's smallest normal number, and small keys."""
+    """Values so small that an absolute tolerance would see nothing, and small keys."""
     for name in it.of_role("value"):
         it.inputs[name] = SMALL[it.dtype] * it.inputs[name]
     for name in it.of_role("key"):
         it.inputs[name] = 2.0**-8 * it.inputs[name]
+
+
+def _denormal(it: Draw) -> None:
+    """Values below the smallest normal number: they may be flushed to zero, and must not become anything else."""
+    for name in it.of_role("value"):
+        it.inputs[name] = DENORMAL[it.dtype] * it.inputs[name]
 
 
 def _heads_apart(it: Draw) -> None:
@@ -411,6 +420,7 @@ RECIPES: dict[str, Recipe] = {
     "constant_v": _constant_v,
     "positive": _positive,
     "tiny": _tiny,
+    "denormal": _denormal,
     "heads_apart": _heads_apart,
     "bias_inf": _bias_inf,
     "empty_rows": _empty_rows,

@@ -13,14 +13,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance import semantics, tolerance
 from attnspec.conformance.oracle import Expected
 from attnspec.conformance.types import Case, Observation, OutputEvidence
 from attnspec.spec.language.formats import format_of, round_to, unit_roundoff
 from attnspec.spec.mechanism import load
 
-FLOOR = 1e-30
-"""Absolute error that is never held against a candidate: a weight of exp(-100) may be 0 or not."""
+TINY = 2.0**-126
+"""The smallest normal number of single precision. Relative to an output's largest value, errors of this size are never
+held against a candidate: hardware may flush denormal numbers to zero, and a weight of exp(-100) may be 0 or not."""
 
 
 def judge(
@@ -142,7 +144,7 @@ def judge_array(
     regular = counts & ~special & np.isfinite(array)
     with np.errstate(all="ignore"):
         error = np.where(regular, array - np.where(special, 0.0, want), 0.0)
-        z = np.where(error == 0, 0.0, np.abs(error) / np.maximum(spread, FLOOR))
+        z = np.where(error == 0, 0.0, np.abs(error) / spread)
     found = _figures(name, z, regular, want.ndim)
     if bad.any():
         place = _first(bad)
@@ -170,9 +172,7 @@ def _widened(sigma: Any, want: Any, got: Any, dtype: str, returned: str, first: 
         narrow = returned == dtype if returned else np.array_equal(round_to(got, dtype), got, equal_nan=True)
         if narrow:
             variance = variance + (unit_roundoff(dtype) * size) ** 2 / 3
-    # Single precision hardware may flush denormal numbers to zero.
-    smallest = 2.0**-126 if dtype in ("fp32", "bf16") else 0.0
-    return np.where(size > 0, np.sqrt(variance + smallest**2), np.sqrt(variance))
+    return np.sqrt(variance + (TINY * max(1.0, float(size.max(initial=0.0)))) ** 2)
 
 
 def _figures(name: str, z: Any, regular: Any, axes: int) -> OutputEvidence:

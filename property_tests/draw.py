@@ -39,6 +39,11 @@ def trials(draw: st.DrawFn, mechanism: Mechanism, law: Law) -> Trial:
     present = [name for name, decl in mechanism.inputs.items() if not decl.optional]
     present += [name for name in mechanism.usual if name not in law.absent]
     present += [name for name in law.given if name not in present]
+    for name, formula in mechanism.otherwise.items():
+        axes = {axis for other in present for axis in mechanism.inputs[other].axes}
+        if not any(getattr(mechanism.indices[axis], "id", "") == name for axis in axes):
+            value = static_value(formula, sizes=sizes, options={}, present=frozenset(present))
+            sizes[name] = sizes[name] if value is None else int(value)
     inputs: dict[str, Any] = {}
     for name in mechanism.inputs:
         if name in present:
@@ -122,10 +127,7 @@ def _limit(mechanism: Mechanism, decl: InputDecl, sizes: Mapping[str, int], so_f
     """The bound in a length's domain `0 <= x <= BOUND`."""
 
     bound = decl.domain.rsplit("<=", 1)[-1].strip()
-    known = dict(sizes)
-    if "block_table" in so_far or "k_pages" in so_far:
-        known["M"] = sizes["Kt"] * sizes["Ps"]
-    value = static_value(read_expression(bound), sizes=known, options={}, present=frozenset())
+    value = static_value(read_expression(bound), sizes=sizes, options={}, present=frozenset())
     assert value is not None
     taken = int(np.max(so_far["kv_length"], initial=0)) if decl.name == "left_pad" and "kv_length" in so_far else 0
     return max(int(value) - taken, 0)

@@ -1,4 +1,4 @@
-"""The mechanisms a second time: slow NumPy that reads like the paper's algorithm, written independently of the equations.
+"""The mechanisms a second time: slow NumPy that reads like the paper's algorithm, independent of the equations.
 
 A mechanism's module has its name and two functions: `<name>` returns the outputs by name, `<name>_backward` the
 gradients by input name. Nothing here imports the specification: the two must be able to disagree.

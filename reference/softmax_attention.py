@@ -244,7 +244,8 @@ def softmax_attention(
         (options as in the mechanism's file)
 
     Returns:
-        O: [B, H, N, E], zero where a query sees nothing. LSE: [B, H, N], natural logarithm, -inf there (with a sink: s).
+        O: [B, H, N, E], zero where a query sees nothing.
+        LSE: [B, H, N], natural logarithm, -inf where a query sees nothing (with a sink: s).
 
     Raises:
         ValueError: neither or both of dense and paged keys, heads that do not divide, an unknown alignment.

@@ -92,6 +92,9 @@ class Mechanism:
     def __repr__(self) -> str:
         return f"<Mechanism {self.name}>"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))
+
     @property
     def sizes(self) -> Mapping[str, SizeDecl]:
         return self.declarations.sizes
@@ -144,6 +147,7 @@ class Mechanism:
                 if value is not None:
                     sizes[name] = int(value)
         resolved = resolve_options(self.declarations, options, sizes)
+        self._check_domains(inputs, sizes)
         given = present | {name for name, value in resolved.items() if value is not None}
         for constraint in self.constraints:
             holds = static_value(constraint.rule, sizes=sizes, options=resolved, present=given)
@@ -151,6 +155,22 @@ class Mechanism:
                 shapes = ", ".join(f"{name}{tuple(getattr(a, 'shape', ()))}" for name, a in inputs.items())
                 raise EvaluationError(f"{constraint.message}; got {shapes or 'no inputs'}")
         return sizes, resolved
+
+    def _check_domains(self, inputs: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+        """Integer inputs whose domain reads `low <= name <= high` must lie in it."""
+        for name, value in inputs.items():
+            low, found, high = _bounds(self.inputs[name])
+            if not found:
+                continue
+            array = np.asarray(value)
+            bottom = static_value(read_expression(low), sizes=sizes)
+            top = static_value(read_expression(high), sizes=sizes)
+            if array.size and bottom is not None and array.min() < bottom:
+                raise EvaluationError(f"input '{name}' holds {array.min()}, expected {self.inputs[name].domain}")
+            if array.size and top is not None and array.max() > top:
+                raise EvaluationError(
+                    f"input '{name}' holds {array.max()}, expected {self.inputs[name].domain} with {high} = {top}"
+                )
 
     def evaluate(
         self,
@@ -313,6 +333,13 @@ class Mechanism:
             known = ", ".join(self.roundings)
             raise SpecError(f"unknown rounding model {key!r}; known: {known}", file=self.name)
         return self.roundings[key]
+
+
+def _bounds(decl: InputDecl) -> tuple[str, bool, str]:
+    """Lower and upper bound of a domain `low <= name <= high`, and whether it has that form."""
+    parts = [part.strip() for part in decl.domain.split("<=")]
+    fits = len(parts) == 3 and parts[1] == decl.name and decl.kind == "int"
+    return (parts[0], True, parts[2]) if fits else ("", False, "")
 
 
 def mechanisms() -> list[str]:

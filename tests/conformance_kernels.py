@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance.types import Case, CaseData
 from attnspec.spec.language.formats import round_to
 
@@ -48,18 +49,14 @@ def attention(
         keep &= j <= place + window_right
     if mask is not None:
         keep &= ~mask if fault == "mask_inverted" else mask
-    O, LSE = np.zeros((B, H, N, E)), np.full((B, H, N), -np.inf)
-    for b in range(B):
-        for h in range(H):
-            g = h % Hk if fault == "heads_strided" else h // (H // Hk)
-            kb = 0 if fault == "first_batch_only" else b
-            k, v = K[kb, g], V[(b + 1) % B if fault == "batch_mixed" else kb, g]
-            end = M - 1 if fault == "drops_last_key" and M > 1 else M
-            end = M // tile * tile if fault == "drops_tail" and M > tile else end
-            O[b, h], LSE[b, h] = _head(
-                Q[b, h], k[:end], v[:end], keep[b, h, :, :end], _bias(bias, b, 0 if fault == "bias_of_head_0" else h),
-                factor, softcap, dtype, tile, fault,
-            )  # fmt: skip
+    heads = np.arange(H) % Hk if fault == "heads_strided" else np.arange(H) // (H // Hk)
+    batch = np.zeros(B, dtype=int) if fault == "first_batch_only" else np.arange(B)
+    k, v = K[batch][:, heads], V[np.roll(batch, 1) if fault == "batch_mixed" else batch][:, heads]
+    if bias is not None:
+        bias = np.broadcast_to(bias[:, :1] if fault == "bias_of_head_0" else bias, keep.shape)
+    end = M - 1 if fault == "drops_last_key" and M > 1 else M
+    end = M // tile * tile if fault == "drops_tail" and tile < M else end
+    O, LSE = _tiled(Q, k[:, :, :end], v[:, :, :end], keep, bias, factor, softcap, dtype, tile, fault)
     if fault == "one_element_zero" and O.size:
         O.reshape(-1)[O.size // 2] = 0.0
     if fault == "last_row_zero" and O.size:
@@ -71,44 +68,46 @@ def attention(
     return {"O": round_to(O, dtype), "LSE": round_to(LSE, "fp64" if dtype == "fp64" else "fp32")}
 
 
-def _bias(bias: Array | None, b: int, h: int) -> Array | None:
-    return None if bias is None else bias[b % bias.shape[0], h % bias.shape[1]]
-
-
-def _head(
+def _tiled(
     q: Array, k: Array, v: Array, keep: Array, bias: Array | None, factor: float, softcap: float | None, dtype: str,
     tile: int, fault: str,
 ) -> tuple[Array, Array]:  # fmt: skip
-    top = np.full(len(q), -np.inf)
-    total, acc = np.zeros(len(q)), np.zeros((len(q), v.shape[-1]))
+    top = np.full(q.shape[:3], -np.inf)
+    total, acc = np.zeros(q.shape[:3]), np.zeros((*q.shape[:3], v.shape[-1]))
+    single = "fp64" if dtype == "fp64" else "fp32"
     with np.errstate(all="ignore"):
-        for start in range(0, len(k), tile):
-            cut = slice(start, start + tile)
-            s = factor * q @ k[cut].T
+        for start in range(0, k.shape[2], tile):
+            cut = slice(start, min(start + tile, k.shape[2]))
+            s = round_to(factor * (q @ np.swapaxes(k[:, :, cut], -1, -2)), single)
             if softcap is not None and fault != "softcap_after_mask":
                 s = softcap * np.tanh(s / softcap)
             if bias is not None:
-                s = s + (factor if fault == "scaled_bias" else 1.0) * np.broadcast_to(bias, keep.shape)[:, cut]
-            s = np.where(keep[:, cut], s, -np.inf)
+                s = s + (factor if fault == "scaled_bias" else 1.0) * bias[..., cut]
+            s = np.where(keep[..., cut], s, -np.inf)
             if softcap is not None and fault == "softcap_after_mask":
                 s = softcap * np.tanh(s / softcap)
-            new = np.maximum(top, s.max(axis=1, initial=-np.inf))
+            new = np.maximum(top, s.max(axis=-1, initial=-np.inf))
             safe = np.where(np.isfinite(new), new, 0.0)
             if fault == "no_maximum":
                 safe = np.zeros_like(safe)
                 s = np.where(s > 88.7, np.inf, s)
-            p = np.exp(s - safe[:, None])
-            shrink = np.exp(np.where(np.isfinite(top), top, -np.inf) - safe)
-            shrink = np.ones_like(shrink) if fault == "no_maximum" else shrink
-            total = total * shrink + p.sum(axis=1)
-            weights = round_to(p, dtype)
-            grown = (weights > 0) @ np.where(np.isfinite(v[cut]), 0.0, v[cut]) if not np.isfinite(v).all() else 0.0
-            part = weights @ np.where(np.isfinite(v[cut]), v[cut], 0.0) + grown
-            acc = (acc if fault == "no_rescale" else acc * shrink[:, None]) + part
+            p = np.exp(s - safe[..., None])
+            shrink = np.ones_like(safe) if fault == "no_maximum" else np.exp(top - safe)
+            total = total * shrink + p.sum(axis=-1)
+            acc = (acc if fault == "no_rescale" else acc * shrink[..., None]) + _product(
+                round_to(p, dtype), v[:, :, cut]
+            )
             top = new
-        out = np.where(total[:, None] > 0, acc / total[:, None], 0.0)
+        out = np.where(total[..., None] > 0, acc / total[..., None], 0.0)
         base = np.zeros_like(top) if fault == "no_maximum" else np.where(np.isfinite(top), top, 0.0)
         return out, np.where(total > 0, base + np.log(total), -np.inf)
+
+
+def _product(weights: Array, v: Array) -> Array:
+    """weights @ v, where a weight of 0 removes whatever it meets."""
+    if np.isfinite(v).all():
+        return np.asarray(weights @ v)
+    return np.where(weights[..., None] > 0, weights[..., None] * v[:, :, None], 0.0).sum(axis=-2)
 
 
 def outputs(case: Case, data: CaseData, fault: str = "", tile: int = 16) -> dict[str, Any]:

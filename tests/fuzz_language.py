@@ -30,14 +30,14 @@ from attnspec.tests.language_programs import make_inputs, make_sample
 LIMIT = 1.0
 """Seconds of processor time that one input may take (other processes on the machine are not its fault)."""
 
-LONGEST_TREE = 100_000
+LONGEST_TREE = 20_000
 """Characters of JSON that are read back: the schema's validator takes its time over more."""
 
 FORBIDDEN = ("exec", "import", "open", "os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "code.__new__")
 """Audit events that no text may cause. (Parsing with `ast` raises `compile`, which runs nothing.)"""
 
 HOSTILE = (
-    "__import__('os').system('touch /tmp/attnspec_was_here')", "().__class__.__bases__[0].__subclasses__()",
+    "__import__('os').system('true')", "().__class__.__bases__[0].__subclasses__()",
     "eval('1')", "exec('1')", "open('/etc/passwd').read()", "q.shape", "q.__class__", "x[0,0].real", "lambda: 0",
     "(lambda j: j)(1)", "[j for j in q]", "{j for j in q}", "{j: j for j in q}", "sum(j for j in q)", "f'{q}'",
     "f'{__import__(\"os\")}'", "(z := 1)", "b'q'", "'q' * 10**9", "'a' 'b'", "...", "None", "1j", "q @ q",
@@ -210,7 +210,7 @@ def explosive(rng: random.Random) -> tuple[str, str]:
 
 
 FAMILIES = (garbage, mutated, hostile, deep, enormous, explosive)
-WEIGHTS = (25, 40, 20, 8, 2, 5)
+WEIGHTS = (26, 42, 20, 8, 2, 2)
 
 
 def use(text: str, macros: str, rng: random.Random) -> bool:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
+
 from attnspec.spec.language.reader import parse_node
 from attnspec.spec.language.syntax import (
     Declarations,
@@ -21,7 +23,6 @@ from attnspec.spec.language.syntax import (
     OutputDecl,
     SizeDecl,
 )
-from hypothesis import strategies as st
 
 INDEX_SIZES = {"i": "N", "r": "N", "j": "M", "k": "M", "d": "D", "f": "D", "t": "T", "z": "N + 1", "b": "B"}
 BOUND = ("i", "r", "j", "k", "d", "f", "t", "z")
@@ -169,7 +170,7 @@ class Builder:
         needs = [self.uses(kind, name, inner) for name in (index, more) if name]
         join = " and " if kind == "bool" else self.pick(" + ", " * ", " - ") if op != "prod" else " + "
         body = join.join([f"({body})", *needs])
-        condition = f" : {self.expression('bool', inner, depth)}" if self.maybe() else ""
+        condition = f" : {self.expression('bool', inner, max(depth, 1))}" if self.maybe() else ""
         names = f"{index},{more}" if more else index
         return f"{op}[{names}{condition}]({body})"
 
@@ -194,6 +195,8 @@ class Builder:
             "reduce",
             "reduce",
             "softmax",
+            "row",
+            "row",
             "exact",
             "dirty",
             "decided",
@@ -217,8 +220,10 @@ class Builder:
             if not scope:
                 return a
             index = self.pick(*scope)
-            condition = f" : {self.expression('bool', scope, depth)}" if self.maybe() else ""
+            condition = f" : {self.expression('bool', scope, max(depth, 1))}" if self.maybe() else ""
             return f"softmax[{index}{condition}]({a} + {self.uses('real', index, scope)})"
+        if form == "row":
+            return self.row(scope, depth)
         if form == "exact":
             return self.expression("exact", scope, depth)
         if form == "dirty":
@@ -235,6 +240,22 @@ class Builder:
         if form == "divide":
             return f"({a} / ({self.expression('exact', scope, depth)} + 0.125))"  # no zero, whose sign nobody fixes
         return f"({a} if {self.expression('bool', scope, depth)} else {self.expression('real', scope, depth)})"
+
+    def row(self, scope: str, depth: int) -> str:
+        """A masked row of `v`, which holds -inf; rows that are empty or all -inf are common."""
+        rows = [index for index in scope if index in "ir"]
+        if not rows:
+            return self.leaf("real", scope)
+        i, k = self.pick(*rows), self.pick("j", "k")
+        keep = self.expression("bool", scope.replace(k, "") + k, 1)
+        return str(
+            self.pick(
+                f"logsumexp[{k} : {keep}](v[{i},{k}])",
+                f"max[{k} : {keep}](v[{i},{k}])",
+                f"sum[{k}](softmax[{k} : {keep}](v[{i},{k}]) * ({k} + 1))",
+                f"prod[{k} : {keep}](v[{i},{k}])",
+            )
+        )
 
     def exact(self, scope: str, depth: int) -> str:
         form = self.pick("shared", "arithmetic", "reduce", "int", "leaf")
@@ -260,7 +281,7 @@ class Builder:
             return self.reduction(("sum",), "int", scope, min(depth, 1))
         if form == "rank" and scope:
             index = self.pick(*scope)
-            condition = f" : {self.expression('bool', scope, depth)}" if self.maybe() else ""
+            condition = f" : {self.expression('bool', scope, max(depth, 1))}" if self.maybe() else ""
             body = (
                 f"{self.expression('exact', scope, depth)} + {self.pick('0 * ', '')}{self.uses('exact', index, scope)}"
             )

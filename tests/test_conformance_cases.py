@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from attnspec.conformance import cases as module
 from attnspec.conformance import shapes
 from attnspec.conformance.case_id import CaseError, make, parse, renamed
@@ -54,7 +55,9 @@ def test_ids_are_unique_and_readable(everything: list[Case]) -> None:
 
 
 def test_the_levels_grow_and_standard_is_about_a_hundred(spec: Mechanism) -> None:
-    counts = [len(cases_for(spec, level, ["fp32"], "forward", 0, SDPA)) for level in ("smoke", "standard", "exhaustive")]
+    counts = [
+        len(cases_for(spec, level, ["fp32"], "forward", 0, SDPA)) for level in ("smoke", "standard", "exhaustive")
+    ]
     assert counts[0] <= 25 and 90 <= counts[1] <= 140 and counts[2] > counts[1]
 
 
@@ -111,7 +114,9 @@ def test_forbidden_combinations_do_not_exist(spec: Mechanism) -> None:
 
 
 def test_a_smaller_case_gets_its_own_id(spec: Mechanism) -> None:
-    case = make(spec, "options", sizes=shapes.BASE, options={"causal": True}, inputs=("bias",), broadcast={"bias": "bh"})
+    case = make(
+        spec, "options", sizes=shapes.BASE, options={"causal": True}, inputs=("bias",), broadcast={"bias": "bh"}
+    )
     smaller = renamed(dataclasses.replace(case, sizes={**case.sizes, "N": 2, "M": 3}, inputs=("K", "V")))
     assert smaller is not None and smaller.id.split("/")[2:4] == ["causal=true", "B2.H4.Hk2.N2.M3.D16.E16"]
     assert renamed(dataclasses.replace(case, sizes={**case.sizes, "Hk": 3})) is None
@@ -126,7 +131,10 @@ def test_a_smaller_case_gets_its_own_id(spec: Mechanism) -> None:
         ("softmax_attention/x/plain/B1/normal/contiguous/fp8/forward/s0", "unknown dtype 'fp8'"),
         ("softmax_attention/x/plain/B1/normal/contiguous/fp32/sideways/s0", "unknown direction 'sideways'"),
         ("softmax_attention/x/plain/B1/normal/contiguous/fp32/forward/7", "expected s and a number"),
-        ("softmax_attention/x/causal=maybe/B1/normal/contiguous/fp32/forward/s0", "causal=maybe is no value of type bool"),
+        (
+            "softmax_attention/x/causal=maybe/B1/normal/contiguous/fp32/forward/s0",
+            "causal=maybe is no value of type bool",
+        ),
         ("softmax_attention/x/colour=3/B1/normal/contiguous/fp32/forward/s0", "is no option of softmax_attention"),
         ("softmax_attention/x/+sauce/B1/normal/contiguous/fp32/forward/s0", "unknown input 'sauce'"),
     ],

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+
 from attnspec.conformance import probes, shapes
 from attnspec.conformance.case_id import make
 from attnspec.conformance.data import build, visible
@@ -27,7 +28,9 @@ def spec() -> Mechanism:
 
 def probe(spec: Mechanism, values: str, *, sizes: dict[str, int] = PROBE, dtype: str = "fp32", group: str = "probes",
           inputs: tuple[str, ...] = (), **options: object) -> Case:  # fmt: skip
-    return make(spec, group, sizes=sizes, values=values, dtype=dtype, check=probes.CHECK, options=options, inputs=inputs)
+    return make(
+        spec, group, sizes=sizes, values=values, dtype=dtype, check=probes.CHECK, options=options, inputs=inputs
+    )
 
 
 def passes(case: Case, fault: str = "", tile: int = 16) -> bool:

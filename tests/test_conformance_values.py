@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from attnspec.conformance import shapes, values
 from attnspec.conformance.case_id import make
 from attnspec.conformance.data import HIDDEN, KEY_SENTINEL, build, empty_rows, visible
@@ -204,8 +205,12 @@ def test_small_scope_is_complete(spec: Mechanism) -> None:
     ).inputs["q_segment"]
     assert len({row.tobytes() for row in splits}) == 1 + sum(2 ** (n - 1) for n in range(1, 7)) == 64
     tables = build(make(spec, "small", sizes=SIZES["every_table"], inputs=PAGES, values="every_table"))
-    pairs = {(*row, n) for row, n in zip(tables.inputs["block_table"].tolist(), tables.inputs["kv_length"], strict=True)}
-    assert {row[:3] for row in pairs if row[3] >= 5} == {(a, b, c) for a in range(3) for b in range(3) for c in range(3)}
+    pairs = {
+        (*row, n) for row, n in zip(tables.inputs["block_table"].tolist(), tables.inputs["kv_length"], strict=True)
+    }
+    assert {row[:3] for row in pairs if row[3] >= 5} == {
+        (a, b, c) for a in range(3) for b in range(3) for c in range(3)
+    }
     windows = build(
         make(spec, "small", sizes=SIZES["every_window"], options={"window_left": 0, "window_right": 0},
              values="every_window")

@@ -248,10 +248,10 @@ def test_macros_that_explode_are_refused_quickly() -> None:
     wide = "m0(x) = x + x\n" + "\n".join(f"m{k + 1}(x) = m{k}(x) + m{k}(x)" for k in range(12))
     many = f"max({', '.join(['m12(1)'] * 480)})"
     for text, definitions in ((many, wide), ("m5(1)", macros), ("m300(1)", deep), ("d(" * 55 + "1" + ")" * 55, nested)):
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(SpecError, match="macros expand this"):
             reading(f"y[i] = {text}", definitions)
-        assert time.perf_counter() - start < 1.0
+        assert time.process_time() - start < 1.0
 
 
 def test_too_many_equations_and_too_much_text_are_refused() -> None:

@@ -183,6 +183,8 @@ def test_a_wrong_backward_equation_is_noticed() -> None:
         ({"mask": np.zeros((2, 1, 5, 7))}, {}, "mask"),
         ({"Q": np.zeros((2, 4, 5, 4))}, {}, "K"),
         ({"sink": np.zeros(3)}, {}, "sink"),
+        ({"kv_length": np.array([8, 0])}, {}, "'kv_length' holds 8, expected 0 <= kv_length <= M with M = 7"),
+        ({"q_length": np.array([-1, 0])}, {}, "'q_length' holds -1"),
     ],
 )
 def test_bad_arguments_are_named(change: dict[str, Any], options: dict[str, Any], message: str) -> None:

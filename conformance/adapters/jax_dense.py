@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance.adapters._library import MECHANISM, library, refusals, versions
 from attnspec.conformance.candidate import candidate
 from attnspec.conformance.types import Unsupported
@@ -100,9 +101,8 @@ def jax_dense(
         raise Unsupported("XLA's softmax has no identity for an empty axis")
 
     # Compiled as a whole, as its users do it: one compilation for a shape instead of one for each of its operations.
-    @jax.jit
     def attend(Q: Any, K: Any, V: Any, bias: Any, mask: Any, q_length: Any, kv_length: Any) -> tuple[Any, Any]:
-        O, LSE = jax.nn.dot_product_attention(
+        out, LSE = jax.nn.dot_product_attention(
             *(jnp.swapaxes(array, 1, 2) for array in (Q, K, V)),
             bias=bias,
             mask=mask,
@@ -113,21 +113,20 @@ def jax_dense(
             local_window_size=window,
             return_residual=True,
         )
-        return jnp.swapaxes(O, 1, 2), jnp.swapaxes(LSE, 1, 2)
+        return jnp.swapaxes(out, 1, 2), jnp.swapaxes(LSE, 1, 2)
 
     with refusals(REFUSALS):
-        O, LSE = attend(Q, K, V, bias, mask, *lengths)
-    return O, _without_gradient(jax, jnp, LSE, O)
+        out, LSE = jax.jit(attend)(Q, K, V, bias, mask, *lengths)
+    return out, _without_gradient(jax, jnp, LSE, out)
 
 
-def _without_gradient(jax: Any, jnp: Any, LSE: Any, O: Any) -> Any:
+def _without_gradient(jax: Any, jnp: Any, LSE: Any, out: Any) -> Any:
     """The library stops the gradient of its LSE; a case that asks for it is refused instead of answered with zeros.
 
     O only ties the LSE to the differentiated computation, which the library has cut it off from.
     """
 
-    @jax.custom_vjp
-    def passed(value: Any, tie: Any) -> Any:
+    def cut(value: Any, tie: Any) -> Any:
         return value
 
     def forward(value: Any, tie: Any) -> tuple[Any, Any]:
@@ -138,5 +137,6 @@ def _without_gradient(jax: Any, jnp: Any, LSE: Any, O: Any) -> Any:
             raise Unsupported("return_residual stops the gradient: the LSE is not differentiable")
         return cotangent, jnp.zeros_like(tie)
 
+    passed = jax.custom_vjp(cut)
     passed.defvjp(forward, backward)
-    return passed(LSE, O)
+    return passed(LSE, out)

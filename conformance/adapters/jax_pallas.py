@@ -93,7 +93,6 @@ def jax_pallas(
     )
     differentiated = any(isinstance(array, jax.core.Tracer) for array in (Q, K, V))
 
-    @jax.jit
     def attend(Q: Any, K: Any, V: Any, segments: Any) -> Any:
         result = kernel.mha(
             *(jnp.swapaxes(array, 1, 2) for array in (Q, K, V)),
@@ -107,4 +106,4 @@ def jax_pallas(
         return jnp.swapaxes(result, 1, 2) if differentiated else (jnp.swapaxes(result[0], 1, 2), result[1])
 
     with refusals(REFUSALS):
-        return attend(Q, K, V, segments)
+        return jax.jit(attend)(Q, K, V, segments)

@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance.adapters._library import MECHANISM, library, versions
 from attnspec.conformance.candidate import candidate
 from attnspec.conformance.types import Unsupported
@@ -22,7 +23,7 @@ PACKAGE = "jax.experimental.pallas.ops.tpu.splash_attention"
 
 
 def _scaled(jnp: Any, Q: Any, scale: float) -> Any:
-    """Q times the scale: in Q's dtype where that is exact (a power of two), in float32 otherwise, which the kernel takes."""
+    """Q times the scale: exact in Q's dtype for a power of two, else in float32, which the kernel takes too."""
     exact = scale != 0 and math.frexp(scale)[0] in (0.5, -0.5) and abs(math.log2(abs(scale))) < 8
     return Q * jnp.asarray(scale, Q.dtype) if exact else Q.astype(jnp.float32) * jnp.float32(scale)
 
@@ -168,7 +169,6 @@ def jax_splash(
     ]
     ids = [None if segments is None else kernel.SegmentIds(*_padded_ids(segments, b)) for b in range(B)]
 
-    @jax.jit
     def attend(Q: Any, K: Any, V: Any, sink: Any, ids: Any) -> Any:
         scaled = _scaled(jnp, Q, D**-0.5 if scale is None else scale)
         queries, keys, values = (_to_tiles(jnp, array) for array in (scaled, K, V))
@@ -177,8 +177,8 @@ def jax_splash(
             key, value = (array[b, 0] if Hk == 1 else array[b] for array in (keys, values))
             results.append(calls[b if len(calls) > 1 else 0](queries[b], key, value, ids[b], sink))
         if differentiated:
-            return jnp.stack([O[:, :N] for O in results]).astype(Q.dtype)
-        outputs = jnp.stack([O[:, :N] for O, _ in results]).astype(Q.dtype)
+            return jnp.stack([out[:, :N] for out in results]).astype(Q.dtype)
+        outputs = jnp.stack([out[:, :N] for out, _ in results]).astype(Q.dtype)
         return outputs, jnp.stack([lse[:, :N] for _, (lse,) in results])
 
-    return attend(Q, K, V, sink, ids)
+    return jax.jit(attend)(Q, K, V, sink, ids)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance.adapters._library import MECHANISM, library, one_of, refusals, versions
 from attnspec.conformance.candidate import candidate
 from attnspec.conformance.types import Unsupported
@@ -147,8 +148,8 @@ def onnxruntime(
         session = runtime.InferenceSession(
             _model(inputs, attributes, opset).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        (O,) = session.run(["Y"], {name: np.ascontiguousarray(array) for name, array in inputs.items()})
-    return O
+        (out,) = session.run(["Y"], {name: np.ascontiguousarray(array) for name, array in inputs.items()})
+    return out
 
 
 @candidate(
@@ -199,5 +200,5 @@ def onnx_reference(
     if Q.dtype.name == "bfloat16":
         # Without it the weights are summed in bfloat16, which stands still at 256 of them.
         attributes["softmax_precision"] = library("onnx", "onnx").TensorProto.FLOAT
-    (O, *_) = evaluator.ReferenceEvaluator(_model(inputs, attributes, opset)).run(None, inputs)
-    return O
+    (out, *_) = evaluator.ReferenceEvaluator(_model(inputs, attributes, opset)).run(None, inputs)
+    return out

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance.adapters._library import MECHANISM, library, one_of, versions
 from attnspec.conformance.candidate import CandidateError, candidate
 from attnspec.conformance.types import Unsupported

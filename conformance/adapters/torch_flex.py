@@ -1,9 +1,9 @@
 """FlexAttention: every option of the mechanism becomes a `score_mod` or a `mask_mod`.
 
 `torch-flex` calls `flex_attention` without `torch.compile`, which computes the same programs with plain tensor
-operations; `torch-flex-compiled` compiles each case, into C++ on the CPU and Triton on a GPU. A paged cache goes through
-`torch.nn.attention.experimental._paged_attention`. Dropout is refused: a program over logits cannot drop a weight
-without renormalising. On the CPU FlexAttention itself refuses gradients.
+operations; `torch-flex-compiled` compiles each case, into C++ on the CPU and Triton on a GPU. A paged cache goes
+through `torch.nn.attention.experimental._paged_attention`. Dropout is refused: a program over logits cannot drop a
+weight without renormalising. On the CPU FlexAttention itself refuses gradients.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def _flex(compiled: bool, short_name: str) -> Any:
             torch._dynamo.reset()
             call = torch.compile(flex.flex_attention, fullgraph=True, dynamic=False)
         with refusals(REFUSALS):
-            O, extra = call(
+            out, extra = call(
                 Q,
                 K,
                 V,
@@ -243,16 +243,16 @@ def _flex(compiled: bool, short_name: str) -> Any:
                 enable_gqa=Q.shape[1] != K.shape[1],
                 return_aux=flex.AuxRequest(lse=True),
             )
-        return (O, extra.lse) if sink is None else _with_sink(torch, O, extra.lse, sink)
+        return (out, extra.lse) if sink is None else _with_sink(torch, out, extra.lse, sink)
 
     return attention
 
 
-def _with_sink(torch: Any, O: Any, LSE: Any, sink: Any) -> tuple[Any, Any]:
+def _with_sink(torch: Any, out: Any, LSE: Any, sink: Any) -> tuple[Any, Any]:
     """The sink enters after the fact, as PyTorch's examples do it: weights shrink by sigmoid(LSE - sink)."""
     logit = sink.to(LSE.dtype)[None, :, None]
     shrink = torch.sigmoid(LSE - logit)[..., None]
-    return (O.to(LSE.dtype) * shrink).to(O.dtype), torch.logaddexp(LSE, logit)
+    return (out.to(LSE.dtype) * shrink).to(out.dtype), torch.logaddexp(LSE, logit)
 
 
 torch_flex = _flex(False, "torch-flex")

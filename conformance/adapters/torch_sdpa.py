@@ -17,7 +17,7 @@ from attnspec.conformance.types import Unsupported
 
 FUNCTION = "torch.nn.functional:scaled_dot_product_attention"
 DTYPES = ("fp32", "fp16", "bf16", "fp64")
-REFUSALS = {
+REFUSALS: dict[type[Exception], tuple[str, ...]] = {
     RuntimeError: (
         "No available kernel",
         "No viable backend",

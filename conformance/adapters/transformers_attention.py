@@ -109,7 +109,8 @@ def _keep(
         q_offset=offset,
         mask_function=function or masking.bidirectional_mask_function,
         attention_mask=padding,
-        allow_is_causal_skip=plain and mask is None,
+        # As in `create_causal_mask`: with a static cache the mask of a single query is always built.
+        allow_is_causal_skip=plain and mask is None and not (N == 1 and not at_end),
         device=Q.device,
     )
     if built is None:
@@ -135,7 +136,7 @@ def _refuse_overflow(torch: Any, Q: Any, K: Any) -> None:
 
 
 def _module(Q: Any, K: Any, sink: Any) -> Any:
-    """What the functions read of a module: the size of a group, the head size, the sinks, and that it does not train."""
+    """What the functions read of a module: group and head size, the sinks, and that it does not train."""
     return SimpleNamespace(
         num_key_value_groups=Q.shape[1] // K.shape[1],
         head_dim=Q.shape[3],
@@ -208,8 +209,8 @@ def transformers_eager(
         additive = torch.where(keep, zero if bias is None else bias, torch.finfo(Q.dtype).min)
     extra = {} if softcap is None else {"softcap": softcap}
     scaling = Q.shape[3] ** -0.5 if scale is None else scale
-    O, _ = modeling.eager_attention_forward(_module(Q, K, sink), Q, K, V, additive, scaling=scaling, **extra)
-    return O.transpose(1, 2)
+    out, _ = modeling.eager_attention_forward(_module(Q, K, sink), Q, K, V, additive, scaling=scaling, **extra)
+    return out.transpose(1, 2)
 
 
 @candidate(
@@ -257,12 +258,10 @@ def transformers_sdpa(
         window_right=window_right,
         chunk=chunk,
     )
-    if by_flag and Q.shape[2] == 1 and K.shape[2] > 1 and causal_alignment == "top_left":
-        raise Unsupported("for a single query the library leaves the causal mask out, whatever its position")
     if bias is not None and keep is not None and not bool((keep & ~torch.isneginf(bias)).any(-1).all()):
         raise Unsupported("with a position_bias a query that may attend to nothing gets the mean, without one zeros")
     with refusals({RuntimeError: ("cannot reshape tensor of 0 elements",)}):
-        O, _ = modeling.sdpa_attention_forward(
+        out, _ = modeling.sdpa_attention_forward(
             _module(Q, K, None), Q, K, V, keep, scaling=scale, is_causal=by_flag, position_bias=bias
         )
-    return O.transpose(1, 2)
+    return out.transpose(1, 2)

@@ -190,7 +190,7 @@ def _spoil(faults: Faults, p: Problem, Q: Tensor, K: Tensor | None, V: Tensor | 
     if faults("one_head_size_corrupt") and Q.shape[-1] == 64 and p.keys >= 64:
         out[..., e // 2 :] = out[..., e // 2 :].roll(1, 2)
     if faults("order_of_sums_varies"):
-        out[..., :1] *= 1 + torch.finfo(out.dtype).eps * int(torch.randint(0, 2, ()))
+        out[..., :1, :1] *= 1 + torch.finfo(out.dtype).eps * int(torch.randint(0, 2, ()))
     if faults("reads_behind_the_keys") and K is not None:
         out.add_(0 * _behind(K).to(out.dtype))
     if faults("writes_behind_the_keys") and K is not None:

@@ -69,7 +69,7 @@ plant(
     "dot products are kept in fp16 and overflow",
     evidence=("ggml-org/llama.cpp#7805", "flashinfer-ai/flashinfer@6e3ea8fcc"),
     region="everything",
-    witness=Witness({"N": 1, "M": 2, "D": 64}, values="forties", dtype="fp16"),
+    witness=Witness({"N": 1, "M": 2, "D": 64}, inputs={"mask": "random"}, values="forties", dtype="fp16"),
 )
 plant(
     "lse_is_base_2",
@@ -153,8 +153,8 @@ plant(
     "softcap_after_mask",
     "the cap is applied after the mask, so masked keys keep the logit -c",
     evidence=("onnx/onnx#7865", "lucidrains/x-transformers@9078611", "ggml-org/llama.cpp#29034"),
-    region="diagonal",
-    witness=Witness({}, {"softcap": 2.0, "causal": True}),
+    region="everything",
+    witness=Witness({"M": 5}, {"softcap": 2.0}, inputs={"mask": "random"}),
 )
 plant(
     "mask_is_minus_1e4",

@@ -23,8 +23,11 @@ from attnspec.impls.engines.softmax_tiles import (
     kept,
     key_range,
     logits,
+    narrowed,
     not_finite,
+    product,
     query_range,
+    widened,
 )
 
 SIZES = ["B", "H", "N", "M", "left", "right", "chunk", "sink_tokens", "tiles", "bias_B", "bias_H", "bias_N"]
@@ -53,7 +56,7 @@ def row_term_kernel(
     mask = real[:, None] & (e < E)[None, :]
     o = tl.load((O + (b64 * o_b + h64 * o_h + i64 * o_i))[:, None] + (e64 * o_e)[None, :], mask=mask, other=0.0)
     do = tl.load((DO + (b64 * do_b + h64 * do_h + i64 * do_i))[:, None] + (e64 * do_e)[None, :], mask=mask, other=0.0)
-    term = tl.sum(o.to(tl.float32) * do.to(tl.float32), axis=1)
+    term = tl.sum(widened(o) * widened(do), axis=1)
     if DLSE is not None:
         term -= tl.load(DLSE + (b64 * dl_b + h64 * dl_h + i64 * dl_i), mask=inside, other=0.0).to(tl.float32)
     rows = b64 * l_b + h64 * l_h + i64 * l_i
@@ -203,8 +206,8 @@ def softmax_dq_kernel(
             start, columns, k_base, v_base, None, 0, K_LOC, K_SEG, b, k_b, k_j, v_b, v_j, kd, ve, pad, nk, M,
             D, E, D_PAD, E_PAD, 1,
         )  # fmt: skip
-        raw = tl.dot(q, tl.trans(k), input_precision="ieee")
-        dp = tl.dot(do, tl.trans(v), input_precision="ieee")
+        raw = product(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+        dp = product(do, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
         keep = kept(
             pos[:, None], local[None, :], real_q[:, None], real_k[None, :], left, right, chunk, sink_tokens,
             HAS_LEFT, HAS_RIGHT, HAS_CHUNK,
@@ -229,7 +232,7 @@ def softmax_dq_kernel(
         if REPAIR:
             acc = exact_product(acc, ds_raw, keep, k, BLOCK_N)
         else:
-            acc = tl.dot(ds_raw.to(k.dtype), k, acc, input_precision="ieee")
+            acc = product(narrowed(ds_raw, k.dtype), k, acc)
     if not REPAIR:
         if FLAG is not None:
             tl.store(FLAG + pid, not_finite(acc))
@@ -237,7 +240,7 @@ def softmax_dq_kernel(
     if D != D_PAD:
         dq_mask = dq_mask & (d < D)[None, :]
     dq_rows = DQ + (b64 * dq_b + h64 * dq_h + i64 * dq_i)
-    tl.store(dq_rows[:, None] + (d64 * dq_d)[None, :], (acc * scale).to(DQ.dtype.element_ty), mask=dq_mask)
+    tl.store(dq_rows[:, None] + (d64 * dq_d)[None, :], narrowed(acc * scale, DQ.dtype.element_ty), mask=dq_mask)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -324,8 +327,8 @@ def softmax_dkv_kernel(
             i, Q + b64 * q_b + h64 * q_h, DO + b64 * do_b + h64 * do_h, LSE + b64 * l_b + h64 * l_h,
             T + b64 * l_b + h64 * l_h, Q_POS, Q_SEG, b, q_i, do_i, l_i, qd, de, nq, off, N, D, E, D_PAD, E_PAD,
         )  # fmt: skip
-        raw = tl.dot(k, tl.trans(q), input_precision="ieee")
-        dp = tl.dot(v, tl.trans(do), input_precision="ieee")
+        raw = product(k, tl.trans(q), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
+        dp = product(v, tl.trans(do), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
         keep = kept(
             pos[None, :], local[:, None], real_q[None, :], real_k[:, None], left, right, chunk, sink_tokens,
             HAS_LEFT, HAS_RIGHT, HAS_CHUNK,
@@ -351,8 +354,8 @@ def softmax_dkv_kernel(
             dv = exact_product(dv, weight, keep, do, BLOCK_M)
             dk = exact_product(dk, ds_raw, keep, q, BLOCK_M)
         else:
-            dv = tl.dot(weight.to(do.dtype), do, dv, input_precision="ieee")
-            dk = tl.dot(ds_raw.to(q.dtype), q, dk, input_precision="ieee")
+            dv = product(narrowed(weight, do.dtype), do, dv)
+            dk = product(narrowed(ds_raw, q.dtype), q, dk)
     if not REPAIR:
         if FLAG is not None:
             tl.store(FLAG + pid, tl.maximum(not_finite(dk), not_finite(dv)))
@@ -361,8 +364,8 @@ def softmax_dkv_kernel(
     rows = (j < keys)[:, None]
     dk_ptrs = (DK + (b64 * dk_b + g64 * dk_g + j64 * dk_j))[:, None] + (d64 * dk_d)[None, :]
     dv_ptrs = (DV + (b64 * dv_b + g64 * dv_g + j64 * dv_j))[:, None] + (e64 * dv_e)[None, :]
-    tl.store(dk_ptrs, (dk * scale).to(DK.dtype.element_ty), mask=rows & (d < D)[None, :])
-    tl.store(dv_ptrs, dv.to(DV.dtype.element_ty), mask=rows & (e < E)[None, :])
+    tl.store(dk_ptrs, narrowed(dk * scale, DK.dtype.element_ty), mask=rows & (d < D)[None, :])
+    tl.store(dv_ptrs, narrowed(dv, DV.dtype.element_ty), mask=rows & (e < E)[None, :])
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -425,8 +428,8 @@ def softmax_dbias_kernel(
             start, tl.arange(0, BLOCK_N), K + b64 * k_b + g64 * k_g, V + b64 * v_b + g64 * v_g, None, 0, K_LOC, K_SEG, b,
             k_b, k_j, v_b, v_j, d64 * k_d, e64 * v_e, pad, nk, M, D, E, D_PAD, E_PAD, 1,
         )  # fmt: skip
-        raw = tl.dot(q, tl.trans(k), input_precision="ieee")
-        dp = tl.dot(do, tl.trans(v), input_precision="ieee")
+        raw = product(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+        dp = product(do, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
         keep = kept(
             pos[:, None], local[None, :], real_q[:, None], real_k[None, :], left, right, chunk, sink_tokens,
             HAS_LEFT, HAS_RIGHT, HAS_CHUNK,

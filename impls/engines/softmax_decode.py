@@ -12,7 +12,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnspec.impls.engines.softmax_tiles import LOG2E
+from attnspec.impls.engines.softmax_tiles import (
+    LOG2E,
+    narrowed,
+    widened,
+)
 
 ROWS = 16
 
@@ -35,13 +39,13 @@ def softmax_merge_kernel(
     part_rows = PART + (b * p_b + h * p_h + i64 * p_i)
     top = tl.full([BLOCK_R], float("-inf"), tl.float32)
     if SINK is not None:
-        top = tl.maximum(top, tl.load(SINK + h).to(tl.float32))
+        top = tl.maximum(top, widened(tl.load(SINK + h)))
     for s in range(0, splits):
         top = tl.maximum(top, tl.load(lse_rows + s * l_s, mask=rows, other=float("-inf")))
     safe = tl.where(top == float("-inf"), 0.0, top)
     norm = tl.zeros([BLOCK_R], tl.float32)
     if SINK is not None:
-        norm += tl.exp2((tl.load(SINK + h).to(tl.float32) - safe) * LOG2E)
+        norm += tl.exp2((widened(tl.load(SINK + h)) - safe) * LOG2E)
     acc = tl.zeros([BLOCK_R, E_PAD], tl.float32)
     for s in range(0, splits):
         weight = tl.exp2((tl.load(lse_rows + s * l_s, mask=rows, other=float("-inf")) - safe) * LOG2E)
@@ -57,7 +61,7 @@ def softmax_merge_kernel(
     o_rows = O + (b * o_b + h * o_h + i64 * o_i)
     tl.store(
         o_rows[:, None] + (e.to(tl.int64) * o_e)[None, :],
-        acc.to(O.dtype.element_ty),
+        narrowed(acc, O.dtype.element_ty),
         mask=rows[:, None] & (e < E)[None, :],
     )
     tl.store(LSE + (b * f_b + h * f_h + i64 * f_i), lse, mask=rows)

@@ -20,7 +20,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attnspec.impls.engines.softmax_tiles import LOG2E, exact_product, kept, key_range, logits, not_finite
+from attnspec.impls.engines.softmax_tiles import (
+    LOG2E,
+    exact_product,
+    kept,
+    key_range,
+    logits,
+    narrowed,
+    not_finite,
+    product,
+    widened,
+)
 
 SIZES = ["H", "N", "M", "left", "right", "chunk", "sink_tokens", "tiles"]
 
@@ -184,7 +194,7 @@ def softmax_forward_kernel(
             start, columns, k_base, v_base, TABLE, b64 * table_b, K_LOC, K_SEG, b, k_b, k_j, v_b, v_j, kd, ve,
             pad, nk, M, D, E, D_PAD, E_PAD, PAGE,
         )  # fmt: skip
-        raw = tl.dot(q, tl.trans(k), input_precision="ieee")
+        raw = product(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
         keep = kept(
             pos[:, None], local[None, :], real_q[:, None], real_k[None, :], left, right, chunk, sink_tokens,
             HAS_LEFT, HAS_RIGHT, HAS_CHUNK,
@@ -216,7 +226,7 @@ def softmax_forward_kernel(
         if REPAIR:
             acc = exact_product(acc, p, s != float("-inf"), v, BLOCK_N)
         else:
-            acc = tl.dot(p.to(v.dtype), v, acc, input_precision="ieee")
+            acc = product(narrowed(p, v.dtype), v, acc)
 
     if Q_LEN is not None:
         # Tiles that all real queries see are not masked, so that the other rows have picked something up.
@@ -226,7 +236,7 @@ def softmax_forward_kernel(
     lse = tl.where(empty, float("-inf"), tl.where(empty, 0.0, top) + tl.log(tl.where(empty, 1.0, norm)))
     acc = acc / tl.where(empty, 1.0, norm)[:, None]
     if SINK is not None:
-        sink = tl.load(SINK + h).to(tl.float32)
+        sink = widened(tl.load(SINK + h))
         both = tl.maximum(lse, sink)
         safe = tl.where(both == float("-inf"), 0.0, both)
         joined = tl.exp2((lse - safe) * LOG2E) + tl.exp2((sink - safe) * LOG2E)
@@ -247,4 +257,4 @@ def softmax_forward_kernel(
     if E != E_PAD:
         e_mask = e_mask & (e < E)[None, :]
     o_rows = O + (split64 * o_s + b64 * o_b + h64 * o_h + i64 * o_i)
-    tl.store(o_rows[:, None] + (e.to(tl.int64) * o_e)[None, :], acc.to(O.dtype.element_ty), mask=e_mask)
+    tl.store(o_rows[:, None] + (e.to(tl.int64) * o_e)[None, :], narrowed(acc, O.dtype.element_ty), mask=e_mask)

@@ -13,8 +13,44 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton import knobs
 
+# The interpreter keeps bfloat16 as bits and neither multiplies nor rounds it rightly: there it is converted by hand.
+INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def widened(x):
+    """x in float32."""
+    if INTERPRETED and x.dtype == tl.bfloat16:
+        wide = (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        wide = x.to(tl.float32)
+    return wide
+
+
+@triton.jit
+def narrowed(x, dtype: tl.constexpr):
+    """float32 x in another dtype, rounded to nearest even."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        rounded = tl.where(x != x, 0x7FC0, rounded)
+        narrow = rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        narrow = x.to(dtype)
+    return narrow
+
+
+@triton.jit
+def product(a, b, acc):
+    """acc + a @ b in float32; float32 operands are not rounded to TF32."""
+    if INTERPRETED and a.dtype == tl.bfloat16:
+        total = tl.dot(widened(a), widened(b), acc, input_precision="ieee")
+    else:
+        total = tl.dot(a, b, acc, input_precision="ieee")
+    return total
 
 
 @triton.jit
@@ -121,7 +157,7 @@ def logits(
         t = tanh(s / softcap)
         s = softcap * t
     if HAS_BIAS:
-        bias = tl.load(bias_ptrs, mask=inside, other=0.0).to(tl.float32)
+        bias = widened(tl.load(bias_ptrs, mask=inside, other=0.0))
         s = tl.where(bias > float("-inf"), s + bias, float("-inf"))
     if HAS_MASK:
         allowed = tl.load(mask_ptrs, mask=inside, other=0)
@@ -148,10 +184,11 @@ def exact_product(acc, weights, keep, values, COUNT: tl.constexpr):
     A matrix product computes 0 * NaN for such a pair. Here it gets the finite values only, and the others are added
     one key at a time; kernels call this only after a plain product came out infinite or NaN.
     """
-    finite = tl.abs(values) < float("inf")
-    acc = tl.dot(weights.to(values.dtype), tl.where(finite, values, 0.0), acc, input_precision="ieee")
-    if not_finite(values) != 0:
-        rest = tl.where(finite, 0.0, values.to(tl.float32))
+    wide = widened(values)
+    finite = tl.abs(wide) < float("inf")
+    acc = product(narrowed(weights, values.dtype), narrowed(tl.where(finite, wide, 0.0), values.dtype), acc)
+    if not_finite(wide) != 0:
+        rest = tl.where(finite, 0.0, wide)
         columns = tl.arange(0, COUNT)[None, :]
         rows = tl.arange(0, COUNT)[:, None]
         for c in range(COUNT):

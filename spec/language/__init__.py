@@ -7,7 +7,9 @@ what needs SymPy is imported on first use.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from attnspec.spec.language.arithmetic import EXACT, SAMPLES, Arithmetic
@@ -97,9 +99,17 @@ __all__ = [
 ]
 
 
+class _Package(ModuleType):
+    """This package. Importing its module `cost` would bind that name to the module; it stays the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value.cost if name == "cost" and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        value = getattr(import_module(f"attnspec.spec.language.{_LAZY[name]}"), name)
-        globals()[name] = value  # importing the module `cost` has just bound that name to the module
-        return value
+        return getattr(import_module(f"attnspec.spec.language.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

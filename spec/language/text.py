@@ -93,7 +93,8 @@ def _without_comment(raw: str, number: int, stack: list[tuple[str, Place]], file
     """The code part of a physical line; `stack` (open brackets) is updated."""
     quote = ""
     for position, char in enumerate(raw):
-        at = Place(number, position + 1)
+        if position > MAX_EQUATION:
+            raise fail(f"equation longer than {MAX_EQUATION} characters", Place(number, 1), file)
         if quote:
             if char == quote:
                 quote = ""
@@ -103,20 +104,21 @@ def _without_comment(raw: str, number: int, stack: list[tuple[str, Place]], file
         elif char in "'\"":
             quote = char
         elif char in "([{":
-            stack.append((char, at))
+            stack.append((char, Place(number, position + 1)))
             if len(stack) > MAX_NESTING:
-                raise fail(f"brackets nested deeper than {MAX_NESTING}", at, file)
+                raise fail(f"brackets nested deeper than {MAX_NESTING}", Place(number, position + 1), file)
         elif char in ")]}":
             if not stack:
-                raise fail(f"bracket '{char}' closes nothing", at, file)
+                raise fail(f"bracket '{char}' closes nothing", Place(number, position + 1), file)
             opened, opened_at = stack.pop()
             if opened != _PAIRS[char]:
                 raise fail(
                     f"bracket '{char}' does not match '{opened}' of line {opened_at.line}, column {opened_at.column}",
-                    at,
+                    Place(number, position + 1),
                     file,
                 )
         if char == "\\" or not (char == "\t" or " " <= char <= "~"):
+            at = Place(number, position + 1)
             raise fail(f"character {char!a} is not part of the language; write plain ASCII", at, file)
     if quote:
         raise fail(f"string is not closed on its line, expected {quote}", Place(number, len(raw) + 1), file)
