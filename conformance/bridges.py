@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance.candidate import CandidateError
 
 # The NumPy dtype in which arrays of a dtype travel between processes: the narrowest that NumPy itself can

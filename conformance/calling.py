@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance import bridges, gradients, returned
 from attnspec.conformance.binding import Binding
 from attnspec.conformance.candidate import CandidateError

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance.bridges import narrow
 from attnspec.conformance.interface import Interface
 from attnspec.conformance.types import Case, CaseData

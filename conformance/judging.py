@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance.suite import Suite
 from attnspec.conformance.types import CandidateSignature, Case, CaseResult, Observation, OutputEvidence
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
 from attnspec.conformance.bridges import numpy_dtype, to_jax
 from attnspec.conformance.layouts import Geometry, geometry
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
+
 from attnspec.conformance.bridges import dtype_name, torch_dtype
 from attnspec.conformance.layouts import Geometry, geometry
 from attnspec.conformance.memory import (
@@ -23,7 +25,6 @@ from attnspec.conformance.memory import (
     explain_margin,
     margin,
 )
-from torch.overrides import TorchFunctionMode
 
 ALLOCATORS = {
     torch.empty: "torch.empty",

@@ -33,7 +33,7 @@ def attention(
 ) -> dict[str, Array]:  # fmt: skip
     """O `[b,h,i,e]` and LSE `[b,h,i]`, tile by tile with a running maximum."""
     B, H, N, D = Q.shape
-    Hk, M, E = K.shape[1], K.shape[2], V.shape[-1]
+    Hk, M = K.shape[1], K.shape[2]
     factor = D**-0.5 if scale is None or fault == "ignores_scale" else scale
     factor *= {"scale_1_percent": 1.01, "ln2_slip": np.log(2.0)}.get(fault, 1.0)
     keep = np.ones((B, H, N, M), dtype=bool)
@@ -56,16 +56,16 @@ def attention(
         bias = np.broadcast_to(bias[:, :1] if fault == "bias_of_head_0" else bias, keep.shape)
     end = M - 1 if fault == "drops_last_key" and M > 1 else M
     end = M // tile * tile if fault == "drops_tail" and tile < M else end
-    O, LSE = _tiled(Q, k[:, :, :end], v[:, :, :end], keep, bias, factor, softcap, dtype, tile, fault)
-    if fault == "one_element_zero" and O.size:
-        O.reshape(-1)[O.size // 2] = 0.0
-    if fault == "last_row_zero" and O.size:
-        O[-1, -1, -1] = 0.0
+    out, lse = _tiled(Q, k[:, :, :end], v[:, :, :end], keep, bias, factor, softcap, dtype, tile, fault)
+    if fault == "one_element_zero" and out.size:
+        out.reshape(-1)[out.size // 2] = 0.0
+    if fault == "last_row_zero" and out.size:
+        out[-1, -1, -1] = 0.0
     if fault == "lse_base_2":
-        LSE = LSE / np.log(2.0)
+        lse = lse / np.log(2.0)
     if fault == "nan_for_empty":
-        O[~keep.any(axis=-1)] = np.nan
-    return {"O": round_to(O, dtype), "LSE": round_to(LSE, "fp64" if dtype == "fp64" else "fp32")}
+        out[~keep.any(axis=-1)] = np.nan
+    return {"O": round_to(out, dtype), "LSE": round_to(lse, "fp64" if dtype == "fp64" else "fp32")}
 
 
 def _tiled(
@@ -107,7 +107,8 @@ def _product(weights: Array, v: Array) -> Array:
     """weights @ v, where a weight of 0 removes whatever it meets."""
     if np.isfinite(v).all():
         return np.asarray(weights @ v)
-    return np.where(weights[..., None] > 0, weights[..., None] * v[:, :, None], 0.0).sum(axis=-2)
+    kept = np.where(weights[..., None] > 0, weights[..., None] * v[:, :, None], 0.0)
+    return np.asarray(kept.sum(axis=-2))
 
 
 def outputs(case: Case, data: CaseData, fault: str = "", tile: int = 16) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import torch
+
 from attnspec.conformance.candidate import candidate
 from attnspec.conformance.types import Unsupported
 

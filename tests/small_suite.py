@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance.interface import InputFace, Interface, OptionFace
 from attnspec.conformance.suite import Suite
 from attnspec.conformance.types import (

@@ -6,6 +6,7 @@ its name; a continuous integration run installs all of them.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import shutil
@@ -18,9 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from attnspec.conformance.binding import bind
 from attnspec.conformance.candidate import Candidate, CandidateError
 from attnspec.conformance.finding import built_in, resolve
-from attnspec.conformance.types import Unsupported
+from attnspec.conformance.interface import Interface
+from attnspec.conformance.judging import conclude
+from attnspec.conformance.types import Case, Observation, Unsupported
+from attnspec.spec.mechanism import load
 
 REQUIRED = (
     "torch-sdpa", "torch-flex", "jax-dense", "jax-pallas", "jax-splash", "onnxruntime", "onnx-reference",
@@ -313,6 +318,25 @@ def test_an_adapter_that_declares_nothing_about_empty_rows_returns_zeros(name: s
 def test_unequal_lengths_are_refused_by_the_math_backend() -> None:
     with pytest.raises(RuntimeError, match="batch2 tensor"):
         unequal_lengths_pass(adapter("torch-sdpa-math"))
+
+
+@pytest.mark.parametrize(
+    ("declares", "values", "status"),
+    [
+        ({}, "bad_keys", "fail"),
+        ({"kv_lengths": "unchecked"}, "bad_keys", "not_supported"),
+        ({"kv_lengths": "unchecked"}, "bad_features", "fail"),
+    ],
+)
+def test_unchecked_lengths_excuse_nothing_but_themselves(declares: dict[str, str], values: str, status: str) -> None:
+    candidate = dataclasses.replace(built_in().candidates["torch-sdpa-math"], declares=declares)
+    signature = bind(candidate, Interface.of(load("softmax_attention"))).signature
+    case = Case(
+        id="", mechanism="softmax_attention", group="refusals", level="standard", sizes={}, options={}, inputs=(),
+        values=values, layout="contiguous", dtype="fp32", direction="forward", check="refusal", seed=0,
+    )  # fmt: skip
+    suite: Any = None
+    assert conclude(suite, case, None, Observation(status="returned"), signature).status == status
 
 
 # Refusals ------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from attnspec.conformance.binding import Binding, bind, missing
 from attnspec.conformance.candidate import Candidate, CandidateError
 from attnspec.conformance.returned import WrongResultError, check, unpack

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from attnspec.conformance.candidate import Candidate, CandidateError
 from attnspec.conformance.session import Session
 from attnspec.conformance.types import Case, CaseResult, Unsupported

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from attnspec.conformance.candidate import Candidate, CandidateError, candidate, described, resolve
 from attnspec.conformance.finding import built_in
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from attnspec.conformance.bridges import narrow, read, to_jax
 from attnspec.conformance.candidate import CandidateError
 from attnspec.conformance.layouts import LAYOUTS, geometry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def spec() -> Mechanism:
 
 
 def probe(spec: Mechanism, values: str, *, sizes: dict[str, int] = PROBE, dtype: str = "fp32", group: str = "probes",
-          inputs: tuple[str, ...] = (), **options: object) -> Case:  # fmt: skip
+          inputs: tuple[str, ...] = (), **options: Any) -> Case:  # fmt: skip
     return make(
         spec, group, sizes=sizes, values=values, dtype=dtype, check=probes.CHECK, options=options, inputs=inputs
     )
@@ -38,7 +39,7 @@ def passes(case: Case, fault: str = "", tile: int = 16) -> bool:
     return all(entry.passed for entry in judge(case, expected(case, data), outputs(case, data, fault, tile)))
 
 
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     {}, {"causal": True}, {"causal": True, "causal_alignment": "top_left"}, {"window_left": 5},
     {"window_left": 3, "window_right": 2}, {"window_left": 0, "window_right": 0},
 ]  # fmt: skip
@@ -47,9 +48,7 @@ SETTINGS = [
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
 @pytest.mark.parametrize("values", list(probes.RECIPES))
-def test_an_honest_kernel_passes_every_probe(
-    spec: Mechanism, values: str, options: dict[str, object], dtype: str
-) -> None:
+def test_an_honest_kernel_passes_every_probe(spec: Mechanism, values: str, options: dict[str, Any], dtype: str) -> None:
     case = probe(spec, values, dtype=dtype, **options)
     assert passes(case) and passes(case, tile=128)
 
@@ -94,9 +93,7 @@ def test_aim_returns_the_value_of_the_key_it_aims_at(spec: Mechanism) -> None:
     ],
 )
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_wrong_key_set_is_seen(
-    spec: Mechanism, fault: str, options: dict[str, object], values: str, dtype: str
-) -> None:
+def test_a_wrong_key_set_is_seen(spec: Mechanism, fault: str, options: dict[str, Any], values: str, dtype: str) -> None:
     assert not passes(probe(spec, values, dtype=dtype, **options), fault)
 
 

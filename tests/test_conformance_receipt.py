@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from attnspec.conformance import receipt
 from attnspec.conformance.receipt import Watch, instrument, oracle_name
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from attnspec.conformance.candidate import CandidateError
 from attnspec.conformance.expectations import load as load_lists
 from attnspec.conformance.process import Worker

@@ -61,7 +61,7 @@ def nan_rows(**rest: Any) -> dict[str, Any]:
 
 def mean_rows(*, mask: Any, V: Any, **rest: Any) -> dict[str, Any]:
     found = attention(mask=mask, V=V, **rest)
-    empty = ~np.broadcast_to(mask, (*found["O"].shape[:3], mask.shape[-1])).any(axis=-1)
+    empty = np.asarray(~np.broadcast_to(mask, (*found["O"].shape[:3], mask.shape[-1])).any(axis=-1))
     mean = np.repeat(V, found["O"].shape[1] // V.shape[1], axis=1).mean(axis=2, keepdims=True)
     return {"O": np.where(empty[..., None], mean.astype(np.float32).astype(float), found["O"])}
 

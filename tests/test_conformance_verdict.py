@@ -187,7 +187,7 @@ def test_a_statistic_in_the_narrow_dtype_gets_its_rounding_and_no_more() -> None
     rng = np.random.default_rng(3)
     want, sigma = 3 + rng.random((2, 4, 50)), np.full((2, 4, 50), 1e-6)
     coarse = round_to(want, "bf16")
-    as_bf16 = {"dtype": "bf16", "first": False}
+    as_bf16: dict[str, Any] = {"dtype": "bf16", "first": False}
     assert judge_array("LSE", coarse, want, sigma, returned="bf16", **as_bf16).passed
     assert judge_array("LSE", coarse, want, sigma, **as_bf16).passed  # seen from the values
     assert not judge_array("LSE", coarse, want, sigma, returned="fp32", **as_bf16).passed

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from attnspec.conformance import wire
 from attnspec.conformance.candidate import CandidateError
 from attnspec.conformance.process import Worker

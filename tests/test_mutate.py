@@ -112,7 +112,9 @@ def test_a_recurrence_stays_a_recurrence(decay: list[Mutant]) -> None:
 
 
 @pytest.mark.parametrize("text, outputs", [(ATTENTION, {"O": ("i", "d")}), (DECAY, {"Y": ("t", "d")})])
-def test_every_mutant_is_another_program_with_one_changed_equation(text: str, outputs: dict[str, tuple[str, ...]]) -> None:
+def test_every_mutant_is_another_program_with_one_changed_equation(
+    text: str, outputs: dict[str, tuple[str, ...]]
+) -> None:
     original = program(text, **outputs)
     forms = [canonical_program(original)]
     for mutant in mutants(original):

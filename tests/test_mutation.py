@@ -29,7 +29,8 @@ def forward(suite: Suite) -> list[Case]:
 
 
 def causal_case(forward: list[Case]) -> Case:
-    return next(c for c in forward if c.group == "options" and dict(c.options) == {"causal": True} and len(c.inputs) == 2)
+    causal = [case for case in forward if case.group == "options" and dict(case.options) == {"causal": True}]
+    return next(case for case in causal if len(case.inputs) == 2)
 
 
 def mutant(identifier: str) -> Mutant:
@@ -45,7 +46,8 @@ def test_a_case_kills_the_mutants_that_its_options_bring_into_play(forward: list
     assert set(matrix) == {entry.id for way, entry in all_mutants(load(NAME)) if way == "forward"}
     past = {name: killed for name, killed in matrix.items() if name.startswith("past:")}
     assert past["past:comparison-flipped:1"] and past["past:comparison-off-by-one:1"]
-    assert not any(killed for name, killed in matrix.items() if name.startswith(("near:", "block:", "Pd:")))
+    windows = [name for name in matrix if name.startswith(("near:comparison", "ahead:comparison", "block:operator"))]
+    assert windows and not any(matrix[name] for name in windows)
     assert sum(matrix.values()) > 60
 
 
@@ -113,7 +115,8 @@ def test_survivors_need_an_explanation_and_explanations_a_survivor() -> None:
             {"id": "gone", "reason": "for a reason"},
         ),
     )
-    found = report(outcome("a", "survived"), outcome("b", "killed"), outcome("c", "survived"), outcome("d", "error", "no"))
+    statuses = {"a": "survived", "b": "killed", "c": "survived"}
+    found = report(*(outcome(name, status) for name, status in statuses.items()), outcome("d", "error", "no"))
     mutation._explain(found, spec, complete=True)
     assert found.explained == {"a": "for a reason"}
     assert [entry.id for entry in found.survivors] == ["c"]
@@ -140,6 +143,7 @@ def test_a_sample_of_mechanical_mutants_is_killed_by_both_directions() -> None:
     assert found.ok and found.killed == len(chosen), table(found)
 
 
+@pytest.mark.slow
 def test_a_sample_of_planted_kernels_is_rejected_where_they_are_wrong() -> None:
     pytest.importorskip("torch")
     chosen = {"causal_strict", "gqa_heads_tiled", "dk_lacks_scale", "lse_is_base_2", "writes_behind_the_keys"}
@@ -151,6 +155,7 @@ def test_a_sample_of_planted_kernels_is_rejected_where_they_are_wrong() -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_parts_do_not_depend_on_the_number_of_processes() -> None:
     chosen = set(identifiers("`<=` replaced by"))
     here = run(NAME, processes=0, mechanical=lambda name: name in chosen, planted=False)
