@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attnspec.conformance.api import CannotJudge, check
+    from attnspec.conformance.api import CannotJudgeError, check
     from attnspec.conformance.candidate import CandidateError, candidate
     from attnspec.conformance.types import Case, CaseResult, Report, Unsupported
     from attnspec.spec import EvaluationError, Mechanism, SpecError, load, mechanisms
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CandidateError": "attnspec.conformance.candidate",
-    "CannotJudge": "attnspec.conformance.api",
+    "CannotJudgeError": "attnspec.conformance.api",
     "Case": "attnspec.conformance.types",
     "CaseResult": "attnspec.conformance.types",
     "EvaluationError": "attnspec.spec",
@@ -40,7 +40,7 @@ _HOME = {
 
 __all__ = [
     "CandidateError",
-    "CannotJudge",
+    "CannotJudgeError",
     "Case",
     "CaseResult",
     "EvaluationError",

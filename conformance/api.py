@@ -1,8 +1,8 @@
 """Judging from Python: what the command line, the pytest plugin and `attnspec.check` share.
 
 `check` runs a whole judgement, `repro` one case, `plan` lists cases without running them. All raise `CandidateError`,
-`SpecError`, `FileProblem` or `CannotJudge` with one clear line where nothing can be judged; what a candidate does wrong
-is never an exception but a result in the report.
+`SpecError`, `FileError` or `CannotJudgeError` with one clear line where nothing can be judged; what a candidate does
+wrong is never an exception but a result in the report.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TIMEOUT = 60.0
 Progress = Callable[[int, int, CaseResult], None]
 
 
-class CannotJudge(ValueError):
+class CannotJudgeError(ValueError):
     """There is nothing to judge, or not the means to. One line that says what was given and what is wanted."""
 
 
@@ -62,7 +62,7 @@ def check(
         The report; `exit_code` 0: conforms, 1: does not, 2: nothing was judged.
 
     Raises:
-        CandidateError, SpecError, FileProblem, CannotJudge: the run cannot start.
+        CandidateError, SpecError, FileError, CannotJudgeError: the run cannot start.
     """
     from attnspec.conformance import expectations
     from attnspec.conformance.explain import explain as explanation
@@ -101,7 +101,7 @@ def repro(
     """Run one case again, from its id alone, and explain it if it fails.
 
     Raises:
-        CandidateError, SpecError, CannotJudge: no such case, or the candidate cannot be run.
+        CandidateError, SpecError, CannotJudgeError: no such case, or the candidate cannot be run.
     """
     from attnspec.conformance import outcome
     from attnspec.conformance.cases import case_from_id
@@ -189,7 +189,7 @@ def stated_mechanism(candidate: str | Candidate | Callable[..., Any]) -> str:
 
     Raises:
         CandidateError: it cannot be found.
-        CannotJudge: it does not say.
+        CannotJudgeError: it does not say.
     """
     from attnspec.conformance.candidate import Candidate, described, resolve
     from attnspec.spec import mechanisms
@@ -201,7 +201,7 @@ def stated_mechanism(candidate: str | Candidate | Callable[..., Any]) -> str:
     if found is None or found.mechanism is None:
         name = candidate if isinstance(candidate, str) else getattr(candidate, "__name__", repr(candidate))
         known = ", ".join(mechanisms())
-        raise CannotJudge(f"{name} does not say what it implements: give a mechanism (known: {known})")
+        raise CannotJudgeError(f"{name} does not say what it implements: give a mechanism (known: {known})")
     return found.mechanism
 
 

@@ -125,7 +125,7 @@ def _check(commands: Any) -> None:
     )
     command.add_argument("--device", choices=DEVICES, default="cpu")
     command.add_argument(
-        "--direction", type=_several("direction", DIRECTIONS), metavar="forward,backward", help="default: all it supports"
+        "--direction", type=_several("direction", DIRECTIONS), metavar="forward,backward", help="default: both"
     )
     command.add_argument("--seed", type=_seed, default=0, metavar="S", help="of the random values (default 0)")
     command.add_argument("--select", action="append", default=[], metavar="GLOB", help="only cases whose id matches")
@@ -167,7 +167,9 @@ def _vectors(commands: Any) -> None:
     command = _command(commands, "vectors", "cli_data", "vectors", "golden vectors for other languages")
     actions = command.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=Parser)
     export = actions.add_parser(
-        "export", help="write inputs, outputs and tolerances", description="Write golden vectors: safetensors and a manifest."
+        "export",
+        help="write inputs, outputs and tolerances",
+        description="Write golden vectors: safetensors and a manifest.",
     )
     export.add_argument("--mechanism", required=True, metavar="M")
     export.add_argument("--out", required=True, metavar="DIR")
@@ -222,14 +224,14 @@ def _positive(text: str) -> float:
 
 def _is_users(error: Exception) -> bool:
     """Whether the error is about what came in; anything else is a defect of ours and deserves its traceback."""
-    from attnspec.conformance.api import CannotJudge
+    from attnspec.conformance.api import CannotJudgeError
     from attnspec.conformance.candidate import CandidateError
     from attnspec.conformance.case_id import CaseError
-    from attnspec.conformance.report.files import FileProblem
+    from attnspec.conformance.report.files import FileError
     from attnspec.conformance.semantics import DeclarationError
     from attnspec.spec.language.errors import SpecError
 
-    kinds = (CannotJudge, CandidateError, CaseError, DeclarationError, FileProblem, SpecError)
+    kinds = (CannotJudgeError, CandidateError, CaseError, DeclarationError, FileError, SpecError)
     return isinstance(error, kinds)
 
 

@@ -26,7 +26,7 @@ def check(arguments: argparse.Namespace) -> int:
         for case in cases:
             print(case.id)
         if not cases:
-            raise api.CannotJudge(f"{report.candidate}: no case at level {report.level} matches")
+            raise api.CannotJudgeError(f"{report.candidate}: no case at level {report.level} matches")
         return 0
     with bar("judging", quiet=arguments.quiet) as step:
         report = api.check(

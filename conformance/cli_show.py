@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from attnspec.conformance.api import CannotJudge
+from attnspec.conformance.api import CannotJudgeError
 from attnspec.spec import Mechanism, load, mechanisms
 
 
@@ -17,7 +17,7 @@ def list_mechanisms(arguments: argparse.Namespace) -> int:
         families = sorted({mechanism.family for mechanism in found})
         found = [mechanism for mechanism in found if mechanism.family == arguments.family]
         if not found:
-            raise CannotJudge(f"unknown family {arguments.family!r}; known: {', '.join(families)}")
+            raise CannotJudgeError(f"unknown family {arguments.family!r}; known: {', '.join(families)}")
     if arguments.json:
         print(json.dumps([_entry(mechanism) for mechanism in found], indent=1))
         return 0

@@ -1,9 +1,9 @@
 """What exists for each mechanism, computed from the files and never typed.
 
 A row says whether a mechanism has its equations, backward equations, a reference (forward, backward), a Triton
-implementation (forward, backward), how many invariants, identities and claims its file states, and how many mutants the
-last recorded run killed. The README's table and `attnspec coverage` print it. Nothing optional is imported: reference and
-implementations are read as source text.
+implementation (forward, backward), how many invariants, identities and claims its file states, and how many mutants
+the last recorded run killed. The README's table and `attnspec coverage` print it. Nothing optional is imported:
+reference and implementations are read as source text.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a failure is: where the error sits and what it looks like, as data and in one sentence.
 
 `region_of` looks at arrays alone; `diagnose` also asks the candidate for its weights and compares it with the known
-wrong variants of the equations. `headline` sums up the diagnoses of a report. The result of `diagnose` is what
+wrong variants of the equations; `outcome.headline` sums up the diagnoses of a report. The result of `diagnose` is what
 `CaseResult.diagnosis` holds and the JSON report shows:
 
     {"region": {"kind", "sentence", "axes", ...}, "cause": {"variant", "sentence", "others"}, "sentence": "..."}
@@ -10,8 +10,7 @@ wrong variants of the equations. `headline` sums up the diagnoses of a report. T
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from attnspec.conformance import causes, readout
 from attnspec.conformance.causes import ROUNDOFF, Observed
 from attnspec.conformance.regions import AXES, Region, constant_factor, locate, locate_weights, wrong
-from attnspec.conformance.types import Case, CaseData, CaseResult
+from attnspec.conformance.types import Case, CaseData
 from attnspec.spec import Mechanism
 
 Floats = NDArray[np.float64]
@@ -192,15 +191,3 @@ def _combined(region: Region | None, weights: Region | None) -> Region | None:
         return region
     sentence = f"{weights.sentence}; it shows in {region.sentence}"
     return Region(weights.kind, sentence, {**region.axes, **weights.axes}, weights.share)
-
-
-def headline(results: Iterable[CaseResult]) -> dict[str, Any] | None:
-    """The diagnosis that says most about a run: the commonest kind of region with a structure, or else the first."""
-    told = [result.diagnosis for result in results if result.diagnosis.get("region")]
-    if not told:
-        return None
-    kinds = Counter(entry["region"]["kind"] for entry in told if entry["region"]["kind"] != "everything")
-    if not kinds:
-        return told[0]
-    most = kinds.most_common(1)[0][0]
-    return next(entry for entry in told if entry["region"]["kind"] == most)

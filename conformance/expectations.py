@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from attnspec.conformance.outcome import BROKEN
-from attnspec.conformance.report.files import FileProblem
+from attnspec.conformance.report.files import FileError
 from attnspec.conformance.types import CaseResult, Report
 
 Kind = Literal["skip", "xfail"]
@@ -127,7 +127,7 @@ def load(paths: Sequence[str | Path]) -> Expectations:
     """Read lists.
 
     Raises:
-        FileProblem: no such file, not TOML, or a malformed entry; one line names the file and the entry.
+        FileError: no such file, not TOML, or a malformed entry; one line names the file and the entry.
     """
     return Expectations(tuple(entry for path in paths for entry in _read(Path(path))))
 
@@ -136,17 +136,17 @@ def _read(path: Path) -> list[Entry]:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise FileProblem(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise FileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     except tomllib.TOMLDecodeError as error:
-        raise FileProblem(f"{path}: not TOML: {error}") from None
+        raise FileError(f"{path}: not TOML: {error}") from None
     stray = sorted(set(raw) - set(KINDS))
     if stray:
-        raise FileProblem(f"{path}: unknown table {stray[0]!r}; expected [[skip]] and [[xfail]]")
+        raise FileError(f"{path}: unknown table {stray[0]!r}; expected [[skip]] and [[xfail]]")
     entries: list[Entry] = []
     for kind in KINDS:
         listed = raw.get(kind, [])
         if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
-            raise FileProblem(f"{path}: {kind} must be an array of tables: [[{kind}]]")
+            raise FileError(f"{path}: {kind} must be an array of tables: [[{kind}]]")
         entries += [_entry(kind, item, f"{path}: {kind} {number}") for number, item in enumerate(listed, 1)]
     return entries
 
@@ -154,14 +154,14 @@ def _read(path: Path) -> list[Entry]:
 def _entry(kind: Kind, item: dict[str, Any], place: str) -> Entry:
     for name, value in item.items():
         if name not in FIELDS:
-            raise FileProblem(f"{place}: unknown field {name!r}; expected {', '.join(FIELDS)}")
+            raise FileError(f"{place}: unknown field {name!r}; expected {', '.join(FIELDS)}")
         wanted = FIELDS[name]
         if not isinstance(value, wanted) or isinstance(value, datetime.datetime):
             kind_name = "a date (2026-12-31, unquoted)" if wanted is datetime.date else "text"
-            raise FileProblem(f"{place}: {name} must be {kind_name}, got {value!r}")
+            raise FileError(f"{place}: {name} must be {kind_name}, got {value!r}")
     for name in ("case", "reason"):
         if not item.get(name, "").strip():
-            raise FileProblem(f"{place}: needs a {name}")
+            raise FileError(f"{place}: needs a {name}")
     return Entry(kind=kind, place=place, **item)
 
 

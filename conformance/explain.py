@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance import semantics
 from attnspec.conformance.case_id import parse
 from attnspec.conformance.causes import Observed
@@ -180,7 +181,11 @@ def observe(seen: Examination) -> tuple[Case, CaseData, Observed] | None:
         case = dataclasses.replace(case, options=dict(data.options), rows=None)
     if semantics.differences(expected.declares):
         both = semantics.from_candidate(
-            load(seen.case.mechanism), data, {} if backward else returned, returned if backward else {}, expected.declares
+            load(seen.case.mechanism),
+            data,
+            {} if backward else returned,
+            returned if backward else {},
+            expected.declares,
         )
         returned = both[backward]
     got, want, spread = {}, {}, {}

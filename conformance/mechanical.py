@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from attnspec.conformance.interface import Interface
 from attnspec.conformance.suite import Suite
 from attnspec.conformance.types import CandidateSignature, Case, CaseData, Direction, Observation
@@ -145,7 +146,8 @@ class Arena:
         forward = self.direction == "forward"
         spec = self.mechanism
         if program is not None:
-            spec = dataclasses.replace(spec, program=program) if forward else dataclasses.replace(spec, gradient=program)
+            replaced = dataclasses.replace
+            spec = replaced(spec, program=program) if forward else replaced(spec, gradient=program)
         with np.errstate(all="ignore"):
             if forward:
                 return spec.evaluate(data.inputs, data.options)

@@ -176,6 +176,7 @@ def _mechanical(mechanism: str, ids: tuple[str, ...]) -> list[Outcome]:
 
 def _planted(mechanism: str, ids: tuple[str, ...]) -> list[Any]:
     import torch
+
     from attnspec.conformance import planted, planted_run
 
     torch.set_num_threads(1)

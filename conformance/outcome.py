@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import get_args
+from typing import Any, get_args
 
 from attnspec.conformance.types import CaseResult, Report, Status
 
@@ -86,8 +86,20 @@ def summary(report: Report) -> str:
         parts.append(f"{total} cases judged")
     parts += [f"{seen[status]} {label}" for status, label in _ASIDE.items() if seen.get(status)]
     if report.problems:
-        parts.append(f"{len(report.problems)} expectation {_plural('entry', 'entries', len(report.problems))} in error")
+        parts.append(f"{len(report.problems)} {_plural('problem', 'problems', len(report.problems))} beside the cases")
     return f"{VERDICTS[report.exit_code]}: {', '.join(parts)}"
+
+
+def headline(results: Iterable[CaseResult]) -> dict[str, Any] | None:
+    """The diagnosis that says most about a run: the commonest kind of region with a structure, or else the first."""
+    told = [result.diagnosis for result in results if result.diagnosis.get("region")]
+    if not told:
+        return None
+    kinds = Counter(entry["region"]["kind"] for entry in told if entry["region"]["kind"] != "everything")
+    if not kinds:
+        return told[0]
+    most = kinds.most_common(1)[0][0]
+    return next(entry for entry in told if entry["region"]["kind"] == most)
 
 
 _ASIDE = {

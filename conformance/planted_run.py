@@ -35,7 +35,7 @@ class CachedSuite(Suite):
         self._built: dict[str, CaseData] = {}
         self._expectations: dict[tuple[str, str], Any] = {}
 
-    def build(self, case: Case, signature: CandidateSignature) -> CaseData:
+    def build(self, case: Case, signature: CandidateSignature | None = None) -> CaseData:
         if case.id not in self._built:
             self._built[case.id] = super().build(case, signature)
         return self._built[case.id]

@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--attnspec-device", default="cpu", choices=("cpu", "cuda"))
     group.addoption("--attnspec-direction", metavar="forward,backward")
     group.addoption("--attnspec-seed", type=int, default=0, metavar="S")
-    group.addoption("--attnspec-select", action="append", default=[], metavar="GLOB", help="only cases whose id matches")
+    group.addoption("--attnspec-select", action="append", default=[], metavar="GLOB", help="only matching case ids")
     group.addoption("--attnspec-expect", action="append", default=[], metavar="FILE", help="skip and xfail list (TOML)")
     group.addoption("--attnspec-timeout", type=float, default=60.0, metavar="SECONDS", help="for one case")
 
@@ -224,13 +224,13 @@ class CaseItem(pytest.Item):
             pytest.xfail(result.message)
         if result.status in FAILING:
             self.target.explain(result)
-            raise Failed(result)
+            raise FailedError(result)
         if result.status != "pass":
             pytest.skip(f"{result.status}: {result.message}")
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The explanation instead of a traceback through this plugin."""
-        if not isinstance(excinfo.value, Failed):
+        if not isinstance(excinfo.value, FailedError):
             return super().repr_failure(excinfo, style)
         from attnspec.conformance import api
         from attnspec.conformance.report.text import explanation
@@ -259,7 +259,7 @@ class ProblemItem(pytest.Item):
         return self.config.rootpath, None, self.name
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """A case failed; carries its result."""
 
     def __init__(self, result: CaseResult) -> None:

@@ -44,7 +44,7 @@ CHANCE = 0.01
 
 @dataclass
 class Region:
-    """A place, as data and as a sentence. `axes` maps an index name to the wrong values, for axes not wrong as a whole."""
+    """A place, as data and as a sentence. `axes` maps an index to its wrong values, where not all are wrong."""
 
     kind: str
     sentence: str
@@ -60,7 +60,8 @@ def wrong(got: Floats, want: Floats, sigma: Floats, limit: float) -> Bools:
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         near = np.abs(got - want) <= limit * sigma
     same = (got == want) | (np.isnan(got) & np.isnan(want))
-    return ~(near | same)
+    outside: Bools = ~(near | same)
+    return outside
 
 
 def locate(
@@ -83,9 +84,9 @@ def locate(
             return Region("row", "only rows that may attend to nothing", {}, share)
     sets: dict[str, list[int]] = {}
     feature = ROLE.get(axes[-1]) == "column" if axes else False
-    units = bad.any(axis=-1) if feature else bad
+    units = np.any(bad, axis=-1) if feature else bad
     for place, name in enumerate(axes):
-        hit = bad.any(axis=tuple(axis for axis in range(bad.ndim) if axis != place))
+        hit = np.any(bad, axis=tuple(axis for axis in range(bad.ndim) if axis != place))
         if hit.all() or name in ignore:
             continue
         # An error along a diagonal spares a few rows; that most rows are wrong says little.
@@ -116,8 +117,8 @@ def _credible(units: Bools, axis: int) -> bool:
     each = units.size // units.shape[axis]
     struck, spared = int((hits > 0).sum()), int((hits == 0).sum())
     rate = float(hits.sum()) / (struck * each)
-    chance = math.comb(struck + spared, spared) * (1 - rate) ** (each * spared)
-    return chance < CHANCE
+    chance = float(math.comb(struck + spared, spared)) * (1 - rate) ** (each * spared)
+    return bool(chance < CHANCE)
 
 
 def _most_telling(sets: dict[str, list[int]], lengths: dict[str, int]) -> str:
@@ -184,7 +185,7 @@ def locate_weights(got: Floats, want: Floats, tolerance: float, *, batch: bool =
         tolerance: the relative error of a weight that is still honest.
         batch: whether elements of the batch are alike, so that some of them being right says something.
     """
-    empty = ~want.any(axis=-1)
+    empty = ~np.any(want, axis=-1)
     leak = empty & (np.abs(np.nan_to_num(got, nan=1.0)) > tolerance).any(axis=-1)
     bad, factor = _deviating(got, want, tolerance)
     leaked = bad & empty[..., None]
@@ -211,7 +212,7 @@ def _deviating(got: Floats, want: Floats, tolerance: float) -> tuple[Bools, Floa
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.where(kept & (got != 0), got / want, np.nan)
     factor = np.ones(want.shape[:-1])
-    usable = np.isfinite(ratio).any(axis=-1)
+    usable = np.any(np.isfinite(ratio), axis=-1)
     if usable.any():
         with np.errstate(all="ignore"):
             factor[usable] = np.nanmedian(np.where(np.isfinite(ratio), ratio, np.nan)[usable], axis=-1)
@@ -223,18 +224,18 @@ def _deviating(got: Floats, want: Floats, tolerance: float) -> tuple[Bools, Floa
 def _weights_region(bad: Bools, got: Floats, want: Floats, batch: bool) -> Region:
     share = float(bad.mean())
     batches, heads, rows, keys = bad.shape
-    head_hit, batch_hit = bad.any(axis=(0, 2, 3)), bad.any(axis=(1, 2, 3))
-    flat = bad.any(axis=(0, 1))
+    head_hit, batch_hit = np.any(bad, axis=(0, 2, 3)), np.any(bad, axis=(1, 2, 3))
+    flat = np.any(bad, axis=(0, 1))
     what = _what(bad, got, want)
-    struck = bad.any(axis=-1)
+    struck = np.any(bad, axis=-1)
     if not head_hit.all() and _credible(struck, 1):
         sets = {"h": [int(value) for value in np.flatnonzero(head_hit)]}
         return Region("head", f"{what} in {_set_words('h', sets['h'], heads)}", sets, share)
     if batch and not batch_hit.all() and _credible(struck, 0):
         sets = {"b": [int(value) for value in np.flatnonzero(batch_hit)]}
         return Region("batch", f"{what} in {_set_words('b', sets['b'], batches)}", sets, share)
-    offsets = _diagonals(flat, want.any(axis=(0, 1)))
-    key_hit, row_hit = flat.any(axis=0), flat.any(axis=1)
+    offsets = _diagonals(flat, np.any(want, axis=(0, 1)))
+    key_hit, row_hit = np.any(flat, axis=0), np.any(flat, axis=1)
     if offsets is not None:
         sets = {"j - i": offsets}
         if len(offsets) == 1:
@@ -253,7 +254,8 @@ def _weights_region(bad: Bools, got: Floats, want: Floats, batch: bool) -> Regio
     if not sets:
         return Region("everything", f"{what} for nearly all pairs of query and key", {}, share)
     if "j" in sets:
-        kind = "block"
+        # Among two or three keys every place looks like an edge.
+        kind = "block" if keys >= 4 else "everything"
     else:
         kind = "block" if _tile(sets["i"], rows) is not None else "row"
     words = [_set_words(name, sets[name], keys if name == "j" else rows) for name in sets]
@@ -281,9 +283,9 @@ def _diagonals(flat: Bools, visible: Bools) -> list[int] | None:
     rows, keys = flat.shape
     if min(rows, keys) < 3 or flat.mean() > 0.9:
         return None
-    row_hit, key_hit = flat.any(axis=1), flat.any(axis=0)
-    lost = row_hit & (flat | ~visible).all(axis=1) & visible.any(axis=1)
-    if (lost | ~row_hit).all() or flat[row_hit][:, key_hit].mean() >= SHARE and key_hit.mean() < SHARE:
+    row_hit, key_hit = np.any(flat, axis=1), np.any(flat, axis=0)
+    lost = row_hit & np.all(flat | ~visible, axis=1) & np.any(visible, axis=1)
+    if (lost | ~row_hit).all() or (flat[row_hit][:, key_hit].mean() >= SHARE and key_hit.mean() < SHARE):
         return None
     i, j = np.nonzero(flat)
     offsets = [int(value) for value in np.unique(j - i)]
@@ -301,7 +303,7 @@ def _diagonals(flat: Bools, visible: Bools) -> list[int] | None:
 
 def _steps(flat: Bools) -> int | None:
     """How many neighbouring rows share their wrong keys, where they do: the picture is made of blocks."""
-    changes = (flat[1:] != flat[:-1]).any(axis=1)
+    changes = np.any(flat[1:] != flat[:-1], axis=1)
     runs = int(changes.sum()) + 1
     return round(len(flat) / runs) if 2 < runs <= len(flat) // 2 else None
 

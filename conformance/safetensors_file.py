@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnspec.conformance.report.files import FileProblem
+from attnspec.conformance.report.files import FileError
 
-STORED = {
+STORED: dict[str, tuple[str, np.dtype[Any]]] = {
     "fp64": ("F64", np.dtype("<f8")), "fp32": ("F32", np.dtype("<f4")), "fp16": ("F16", np.dtype("<f2")),
     "bf16": ("BF16", np.dtype("<u2")), "bool": ("BOOL", np.dtype("?")), "int64": ("I64", np.dtype("<i8")),
 }  # fmt: skip
@@ -31,7 +31,7 @@ def dump(tensors: Mapping[str, tuple[NDArray[Any], str]], metadata: Mapping[str,
         tensors: array and stored dtype (`fp64 fp32 fp16 bf16 bool int64`) by name.
 
     Raises:
-        FileProblem: an array with a value that its dtype cannot hold.
+        FileError: an array with a value that its dtype cannot hold.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     parts: list[bytes] = []
@@ -56,7 +56,7 @@ def load(content: bytes) -> dict[str, NDArray[Any]]:
     """The tensors of a file, reals as float64.
 
     Raises:
-        FileProblem: not a safetensors file, or one with a dtype that is not written here.
+        FileError: not a safetensors file, or one with a dtype that is not written here.
     """
     try:
         length = int.from_bytes(content[:8], "little")
@@ -69,7 +69,7 @@ def load(content: bytes) -> dict[str, NDArray[Any]]:
             begin, end = (8 + length + offset for offset in entry["data_offsets"])
             found[name] = _from_bytes(content[begin:end], BY_CODE[entry["dtype"]], entry["shape"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileProblem(f"not a safetensors file that can be read here: {type(error).__name__}: {error}") from None
+        raise FileError(f"not a safetensors file that can be read here: {type(error).__name__}: {error}") from None
     return found
 
 
@@ -84,7 +84,7 @@ def _to_bytes(array: NDArray[Any], dtype: str, name: str) -> bytes:
             content = np.ascontiguousarray(array).astype(stored).tobytes()
     back = _from_bytes(content, dtype, array.shape)
     if not np.array_equal(back, array, equal_nan=array.dtype.kind == "f"):
-        raise FileProblem(f"tensor {name} holds values that are no {dtype} numbers")
+        raise FileError(f"tensor {name} holds values that are no {dtype} numbers")
     return content
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnspec.conformance.report.files import FileProblem, write
+from attnspec.conformance.report.files import FileError, write
 from attnspec.conformance.safetensors_file import dump
 from attnspec.conformance.safetensors_file import load as load_tensors
 from attnspec.conformance.types import Case, CaseData
@@ -77,19 +77,19 @@ def export(
         The manifest's path.
 
     Raises:
-        FileProblem: the folder cannot be written, or no vector was given.
+        FileError: the folder cannot be written, or no vector was given.
     """
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileProblem(f"cannot make the folder {out}: {error.strerror or error}") from None
+        raise FileError(f"cannot make the folder {out}: {error.strerror or error}") from None
     by_dtype: dict[str, list[Vector]] = {}
     for vector in vectors:
         if _size(vector) <= MAX_ELEMENTS:
             by_dtype.setdefault(vector.case.dtype, []).append(vector)
     if not by_dtype:
-        raise FileProblem("no case to export")
+        raise FileError("no case to export")
     files, entries, notes = [], [], {}
     for dtype, members in by_dtype.items():
         tensors: dict[str, tuple[NDArray[Any], str]] = {}
@@ -100,7 +100,8 @@ def export(
             notes.update(told)
         content = dump(tensors, {"format": FORMAT, "mechanism": mechanism.name})
         write(folder / name, content)
-        files.append({"path": name, "dtype": dtype, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)})
+        digest = hashlib.sha256(content).hexdigest()
+        files.append({"path": name, "dtype": dtype, "sha256": digest, "bytes": len(content)})
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -148,7 +149,7 @@ def flags_of(mechanism: Mechanism, vector: Vector) -> dict[str, str]:
         if mechanism.inputs[name].optional:
             told[f"input:{name}"] = mechanism.inputs[name].doc or name
     if case.values != "normal":
-        told[f"values:{case.values}"] = f"input values follow the pattern {case.values!r} instead of a normal distribution"
+        told[f"values:{case.values}"] = f"input values follow the pattern {case.values!r}, no plain normal distribution"
     return told
 
 
@@ -159,7 +160,7 @@ def verify(out: str | Path, load: Callable[[str], Mechanism]) -> list[str]:
         What is wrong, one line each; an empty list where everything holds.
 
     Raises:
-        FileProblem: there is no readable manifest.
+        FileError: there is no readable manifest.
     """
     manifest = read_manifest(out)
     folder = Path(out)
@@ -189,19 +190,19 @@ def read_manifest(out: str | Path) -> dict[str, Any]:
     """The manifest of a folder of vectors.
 
     Raises:
-        FileProblem: missing, not JSON, or not following the schema.
+        FileError: missing, not JSON, or not following the schema.
     """
     path = Path(out) / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise FileProblem(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise FileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     except json.JSONDecodeError as error:
-        raise FileProblem(f"{path}: line {error.lineno}: not JSON: {error.msg}") from None
+        raise FileError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from None
     try:
         validate(manifest)
-    except FileProblem as error:
-        raise FileProblem(f"{path}: {error}") from None
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from None
     return manifest
 
 
@@ -216,12 +217,12 @@ def validate(manifest: Any) -> None:
     """Check a manifest against the published schema.
 
     Raises:
-        FileProblem: names the place of the first departure.
+        FileError: names the place of the first departure.
     """
     errors = sorted(_validator().iter_errors(manifest), key=lambda error: [str(part) for part in error.absolute_path])
     if errors:
         place = ".".join(str(part) for part in errors[0].absolute_path) or "top level"
-        raise FileProblem(f"{place}: {errors[0].message}")
+        raise FileError(f"{place}: {errors[0].message}")
 
 
 def _entry(
@@ -271,7 +272,8 @@ def _verify_case(
         return [f"{entry['id']}: tensor {missing[0]} is missing in {entry['file']}"]
     inputs = {name: tensors[key] for name, key in entry["inputs"].items()}
     cotangents = {name: tensors[key] for name, key in entry["cotangents"].items()}
-    found = compute(mechanism, CaseData(inputs, dict(entry["options"]), cotangents), list(entry["results"]), entry["rows"])
+    data = CaseData(inputs, dict(entry["options"]), cotangents)
+    found = compute(mechanism, data, list(entry["results"]), entry["rows"])
     problems = []
     for name, result in entry["results"].items():
         want, sigma = tensors[result["value"]], tensors[result["sigma"]]

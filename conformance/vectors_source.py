@@ -17,9 +17,9 @@ from attnspec.spec import Mechanism
 
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 RULE = (
-    "z = (got - value) / sigma, element by element. A result is accepted when the largest |z| and the root mean square "
-    "of z stay below their limits, infinities stand where they are expected, and no NaN occurs; elements with sigma = 0 "
-    "are exact. The limits depend on how much is judged; those given are for each result by its number of elements."
+    "z = (got - value) / sigma, element by element. A result is accepted when the largest |z| and the root mean "
+    "square of z stay below their limits, infinities stand where they are expected, and no NaN occurs; elements with "
+    "sigma = 0 are exact. The limits depend on how much is judged: they are given by the number of elements."
 )
 
 

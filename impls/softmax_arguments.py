@@ -1,8 +1,8 @@
 """Argument checks of `softmax_attention`: from the caller's tensors to one checked problem.
 
-Every error names the argument, what was expected and what came. Values of length and index tensors are checked where they
-are free to look at (on the CPU); on a GPU looking would wait for the device, so that only shapes and dtypes are checked.
-Refuses (with `Unsupported`) dtypes other than fp16, bf16 and fp32, and head sizes above 256.
+Every error names the argument, what was expected and what came. Values of length and index tensors are checked where
+they are free to look at (on the CPU); on a GPU looking would wait for the device, so that only shapes and dtypes are
+checked. Refuses (with `Unsupported`) dtypes other than fp16, bf16 and fp32, and head sizes above 256.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attnspec.conformance.types import Unsupported
 
-Tensor = torch.Tensor
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD = 256
 ALIGNMENTS = ("bottom_right", "top_left")
@@ -23,7 +23,7 @@ ALIGNMENTS = ("bottom_right", "top_left")
 
 @dataclass
 class Problem:
-    """Checked inputs, all on one device. Optional tensors are None when absent; bias, mask and dropout_mask are expanded."""
+    """Checked inputs, all on one device. What is absent is None; bias, mask and dropout_mask are expanded."""
 
     Q: Tensor
     K: Tensor
@@ -100,7 +100,9 @@ def _pairs(name: str, value: Any, boolean: bool, exact: bool, shape: tuple[int, 
     return value.expand(shape)
 
 
-def _integers(name: str, value: Any, shape: tuple[int, ...], Q: Tensor, low: int | None, high: int | None) -> Tensor | None:
+def _integers(
+    name: str, value: Any, shape: tuple[int, ...], Q: Tensor, low: int | None, high: int | None
+) -> Tensor | None:
     if value is None:
         return None
     if not isinstance(value, Tensor):
@@ -123,10 +125,10 @@ def _option(name: str, value: Any, least: int, nullable: bool) -> int | None:
         return None
     if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
         raise _fail(name, "an int" + (" or None" if nullable else ""), repr(value))
-    value = int(value)
-    if value < least:
-        raise _fail(name, f"at least {least}", value)
-    return value
+    number = int(value)
+    if number < least:
+        raise _fail(name, f"at least {least}", number)
+    return number
 
 
 def _number(name: str, value: Any) -> float:
@@ -178,7 +180,8 @@ def check(
         Hk, M = K.shape[1], K.shape[2]
     if Hk < 1 or H < 1 or H % Hk:
         raise ValueError(
-            f"softmax_attention: the number of query heads must be a multiple of the number of key/value heads, got {H} and {Hk}"
+            f"softmax_attention: the number of query heads must be a multiple of the number of key/value heads, "
+            f"got {H} and {Hk}"
         )
     if D < 1 or E < 1:
         raise _fail("the head size", "at least 1", min(D, E))
@@ -189,7 +192,9 @@ def check(
     if q_segment is not None:
         for name, value in (("q_length", q_length), ("kv_length", kv_length), ("left_pad", left_pad)):
             if value is not None:
-                raise ValueError(f"softmax_attention: packed sequences state their lengths by segment ids: give no {name}")
+                raise ValueError(
+                    f"softmax_attention: packed sequences state their lengths by segment ids: give no {name}"
+                )
         if any(paged):
             raise ValueError("softmax_attention: packed sequences have no block_table")
     if left_pad is not None and any(paged):
@@ -215,7 +220,9 @@ def check(
     chunk = _option("chunk", chunk, 1, True)
     assert exempt is not None
     if exempt and left is None:
-        raise ValueError("softmax_attention: sink_tokens are exempt from the left window bound: window_left must be given")
+        raise ValueError(
+            "softmax_attention: sink_tokens are exempt from the left window bound: window_left must be given"
+        )
     if softcap is not None:
         softcap = _number("softcap", softcap)
         if softcap <= 0.0:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from attnspec.spec.language.errors import EvaluationError
 from attnspec.spec.language.syntax import (
     NORMALIZERS,

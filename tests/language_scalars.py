@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from attnspec.spec.language.errors import EvaluationError
 
 Value = Any  # a Python int, float, bool or str

@@ -274,9 +274,26 @@ def test_coverage_prints_the_table_and_its_data(capsys: pytest.CaptureFixture[st
     assert all(f"| {row['name']} |" in table for row in document["mechanisms"])
 
 
+@pytest.mark.parametrize(("problems", "code"), [([], 0), (["a mutant does not run"], 1)])
+def test_mutants_prints_the_result_and_fails_on_a_problem(
+    problems: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from attnspec.conformance import mutation
+
+    def run_nothing(name: str, **_: object) -> mutation.MutationReport:
+        return mutation.MutationReport(name, problems=problems)
+
+    monkeypatch.setattr(mutation, "run", run_nothing)
+    path = tmp_path / "mutants.json"
+    assert cli.main(["mutants", "--mechanism", "softmax_attention", "--json", str(path)]) == code
+    assert "mechanical mutants killed" in capsys.readouterr().out
+    assert json.loads(path.read_text())["problems"] == problems
+
+
 def test_exported_vectors_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "vectors")
-    assert cli.main(["vectors", "export", "--mechanism", "softmax_attention", "--out", out, "--dtype", "fp32,bf16"]) == 0
+    export = ["vectors", "export", "--mechanism", "softmax_attention", "--out", out, "--dtype", "fp32,bf16"]
+    assert cli.main(export) == 0
     assert "manifest.json" in capsys.readouterr().out
     assert cli.main(["vectors", "verify", out]) == 0
     assert "agree with the equations" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,3 +180,10 @@ def test_defaults_are_the_specs_own(spec: Mechanism) -> None:
 def test_every_semantic_explains_itself_and_has_several_values() -> None:
     for name, entry in semantics.TABLE.items():
         assert entry.name == name and len(entry.values) >= 2 and len(entry.doc) > 30
+
+
+def test_the_documentation_lists_every_semantic_with_its_values() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "verdict.md").read_text(encoding="utf-8")
+    for name, entry in semantics.TABLE.items():
+        line = next(row for row in text.splitlines() if row.startswith(f"| `{name}` |"))
+        assert all(f"`{value}`" in line for value in entry.values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,3 +60,10 @@ def test_the_chances_of_a_run_add_up_to_what_is_stated() -> None:
 
 def test_more_slices_make_a_slice_limit_wider() -> None:
     assert t.rms_limit(20) < t.rms_limit(20, slices=200) < 1.3 * t.rms_limit(20)
+
+
+def test_the_documentation_states_the_limits_in_use() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "verdict.md").read_text(encoding="utf-8")
+    for name, value in (("HONEST", t.HONEST), ("CHANCE", t.CHANCE), ("DOF", t.DOF)):
+        line = next(row for row in text.splitlines() if row.startswith(f"| `{name}` |"))
+        assert float(line.split("|")[2].replace(",", "")) == value

@@ -130,6 +130,8 @@ def test_gradients_that_do_not_reach_an_input_are_named(worker: Worker) -> None:
     (result,) = posed(worker, "breaks_its_gradient", make_case(direction="backward"))
     assert result.status == "fail"
     assert result.message.startswith("no gradient reaches K (declare differentiable=... if that is intended)")
+    (lacking,) = [entry for entry in result.evidence if entry.name == "K"]
+    assert lacking.worst_got == 0.0 and not lacking.passed, "no gradient means zero"
     (honest,) = posed(worker, "honest", make_case(direction="backward"))
     assert honest.status == "pass" and {entry.name for entry in honest.evidence} == {"Q", "K", "V"}
 

@@ -12,7 +12,8 @@ import pytest
 
 from attnspec.conformance import causes, readout
 from attnspec.conformance.causes import Observed
-from attnspec.conformance.diagnose import diagnose, headline, region_of
+from attnspec.conformance.diagnose import diagnose, region_of
+from attnspec.conformance.outcome import headline
 from attnspec.conformance.regions import KINDS, constant_factor, locate, locate_weights, wrong
 from attnspec.conformance.types import Case, CaseData
 from attnspec.spec import Mechanism, load

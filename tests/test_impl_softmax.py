@@ -1,4 +1,8 @@
-"""The Triton softmax attention against a plain float64 formula, in Triton's interpreter: every option, odd shapes, masks."""
+"""The Triton softmax attention against a plain float64 formula, in Triton's interpreter: every option, odd shapes,
+masks.
+"""
+
+# ruff: noqa: E741 (O is the field's name of the output)
 
 from __future__ import annotations
 
@@ -55,7 +59,9 @@ def kept(x: dict[str, Any], N: int, M: int) -> Any:
     if x.get("window_right") is not None:
         keep = keep & (local <= pos + x["window_right"])
     if x.get("chunk") is not None:
-        keep = keep & (torch.div(local, x["chunk"], rounding_mode="floor") == torch.div(pos, x["chunk"], rounding_mode="floor"))
+        keep = keep & (
+            torch.div(local, x["chunk"], rounding_mode="floor") == torch.div(pos, x["chunk"], rounding_mode="floor")
+        )
     keep = keep[:, None].expand(B, H, N, M)
     if "mask" in x:
         keep = keep & x["mask"]
@@ -94,7 +100,15 @@ def formula(x: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def tensors(
-    B: int = 2, H: int = 4, Hk: int = 2, N: int = 21, M: int = 35, D: int = 20, E: int = 12, dtype: Any = None, seed: int = 0
+    B: int = 2,
+    H: int = 4,
+    Hk: int = 2,
+    N: int = 21,
+    M: int = 35,
+    D: int = 20,
+    E: int = 12,
+    dtype: Any = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     g = torch.Generator().manual_seed(seed)
     shapes = {"Q": (B, H, N, D), "K": (B, Hk, M, D), "V": (B, Hk, M, E)}
@@ -158,7 +172,10 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "segments": (("q_segment", "kv_segment"), {}),
     "segments-causal": (("q_segment", "kv_segment"), {"causal": True, "window_left": 2, "sink_tokens": 1}),
     "segments-chunk": (("q_segment", "kv_segment"), {"chunk": 3, "causal_alignment": "top_left"}),
-    "everything": (("bias", "mask", "sink", "dropout_mask", "kv_length"), {"causal": True, "softcap": 1.5, "dropout_p": 0.5}),
+    "everything": (
+        ("bias", "mask", "sink", "dropout_mask", "kv_length"),
+        {"causal": True, "softcap": 1.5, "dropout_p": 0.5},
+    ),
 }
 
 
@@ -189,13 +206,20 @@ E1 = math.exp(1.0)
         pytest.param({"sink": torch.full((1,), -INF)}, (E1 + 2) / (E1 + 1), math.log(E1 + 1), id="absent-sink"),
         pytest.param({"sink": torch.full((1,), 200.0)}, 0.0, 200.0, id="large-sink"),
         pytest.param({"mask": torch.zeros(1, 1, 1, 2, dtype=torch.bool)}, 0.0, -INF, id="empty-row"),
-        pytest.param({"mask": torch.zeros(1, 1, 1, 2, dtype=torch.bool), "sink": torch.zeros(1)}, 0.0, 0.0, id="empty-row-sink"),
+        pytest.param(
+            {"mask": torch.zeros(1, 1, 1, 2, dtype=torch.bool), "sink": torch.zeros(1)}, 0.0, 0.0, id="empty-row-sink"
+        ),
         pytest.param({"causal": True, "causal_alignment": "top_left"}, 1.0, 1.0, id="top-left"),
         pytest.param({"causal": True}, (E1 + 2) / (E1 + 1), math.log(E1 + 1), id="bottom-right"),
     ],
 )
 def test_worked_examples_come_out(given: dict[str, Any], output: float, lse: float) -> None:
-    x = {"Q": torch.tensor([[[[1.0, 0.0]]]]), "K": torch.eye(2)[None, None], "V": torch.tensor([[[[1.0], [2.0]]]]), "scale": 1.0}
+    x = {
+        "Q": torch.tensor([[[[1.0, 0.0]]]]),
+        "K": torch.eye(2)[None, None],
+        "V": torch.tensor([[[[1.0], [2.0]]]]),
+        "scale": 1.0,
+    }
     O, LSE = run(x | given, None)
     assert O.item() == pytest.approx(output, abs=1e-6)
     assert LSE.item() == pytest.approx(lse, abs=1e-6)
@@ -208,7 +232,8 @@ def test_half_precision_is_rounded_only_at_weights_and_output(dtype: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("N", "M", "D", "E"), [(1, 1, 1, 1), (1, 33, 3, 5), (17, 1, 16, 1), (33, 16, 40, 7), (16, 32, 256, 200), (5, 7, 129, 256)]
+    ("N", "M", "D", "E"),
+    [(1, 1, 1, 1), (1, 33, 3, 5), (17, 1, 16, 1), (33, 16, 40, 7), (16, 32, 256, 200), (5, 7, 129, 256)],
 )
 def test_any_size_works(N: int, M: int, D: int, E: int) -> None:
     check(tensors(B=1, H=2, Hk=1, N=N, M=M, D=D, E=E) | {"causal": True})
@@ -285,14 +310,18 @@ def test_what_one_row_sees_does_not_leak_into_rows_that_do_not(value: float) -> 
     bad["K"][:, :, 11, 0] = torch.nan
     O, LSE = run(bad)
     clean, lse = run(x)
-    for got, want in ((O[:, :, :7], clean[:, :, :7]), (O[:, :, :11, :3], clean[:, :, :11, :3]), (LSE[:, :, :11], lse[:, :, :11])):
+    for got, want in (
+        (O[:, :, :7], clean[:, :, :7]),
+        (O[:, :, :11, :3], clean[:, :, :11, :3]),
+        (LSE[:, :, :11], lse[:, :, :11]),
+    ):
         assert torch.equal(got, want)
     assert not torch.isfinite(O[:, :, 7:11, 3]).any() and torch.isnan(O[:, :, 11:]).all()
 
 
 def paged(x: dict[str, Any], page: int, seed: int = 5) -> dict[str, Any]:
     """K and V in pages in random order; slots and table entries beyond the lengths hold poison."""
-    B, Hk, M, D = x["K"].shape
+    B, Hk, M, _ = x["K"].shape
     count = -(-M // page)
     order = torch.randperm(B * count + 2, generator=torch.Generator().manual_seed(seed))
     table = order[: B * count].reshape(B, count)
@@ -371,18 +400,20 @@ def test_large_logits_neither_overflow_nor_vanish() -> None:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no-keys": ({"K": None}, "give either K and V, or k_pages, v_pages and block_table"),
     "both": ({"k_pages": torch.zeros(1, 1, 2, 20)}, "give either K and V"),
-    "heads": ({"K": torch.zeros(2, 3, 35, 20), "V": torch.zeros(2, 3, 35, 12)}, "multiple of the number of key/value heads, got 4 and 3"),
+    "heads": ({"K": torch.zeros(2, 3, 35, 20), "V": torch.zeros(2, 3, 35, 12)}, "multiple of .* heads, got 4 and 3"),
     "head-size": ({"K": torch.zeros(2, 2, 35, 21)}, "K must be of Q's head size 20, got 21"),
     "batch": ({"Q": torch.zeros(3, 4, 21, 20)}, "K must be of Q's batch size 3, got 2"),
     "values": ({"V": torch.zeros(2, 2, 34, 12)}, "V must be of K's leading shape"),
     "dtype": ({"K": torch.zeros(2, 2, 35, 20).half()}, "K must be of Q's dtype torch.float32, got torch.float16"),
     "axes": ({"Q": torch.zeros(4, 21, 20)}, "Q must be of four axes"),
     "mask-dtype": ({"mask": torch.zeros(2, 1, 21, 35)}, "mask must be of dtype torch.bool, got torch.float32"),
-    "mask-shape": ({"mask": torch.zeros(2, 1, 21, 1, dtype=torch.bool)}, r"\[2, 4, 21, 35\], got shape \[2, 1, 21, 1\]"),
+    "mask-shape": ({"mask": torch.zeros(2, 1, 21, 1, dtype=torch.bool)}, r"got shape \[2, 1, 21, 1\]"),
     "bias-rank": ({"bias": torch.zeros(21, 35)}, "bias must be of a shape"),
     "dropout-shape": ({"dropout_mask": torch.ones(1, 4, 21, 35, dtype=torch.bool)}, "dropout_mask must be of shape"),
     "dropout": ({"dropout_p": 0.5}, "dropout_p needs an explicit dropout_mask"),
-    "dropout-one": ({"dropout_p": 1.0, "dropout_mask": torch.ones(2, 4, 21, 35, dtype=torch.bool)}, r"dropout_p must be in \[0, 1\)"),
+    "dropout-one": (
+        {"dropout_p": 1.0, "dropout_mask": torch.ones(2, 4, 21, 35, dtype=torch.bool)}, r"dropout_p must be in \[0, 1\)"
+    ),
     "sink": ({"sink": torch.zeros(3)}, r"sink must be a float tensor of shape \[4\]"),
     "segment": ({"q_segment": torch.zeros(2, 21, dtype=torch.int32)}, "q_segment and kv_segment go together"),
     "segment-length": (

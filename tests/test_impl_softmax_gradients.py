@@ -1,4 +1,8 @@
-"""Gradients of the Triton softmax attention against float64 autograd through the plain formula, in Triton's interpreter."""
+"""Gradients of the Triton softmax attention against float64 autograd through the plain formula, in Triton's
+interpreter.
+"""
+
+# ruff: noqa: E741 (O is the field's name of the output)
 
 from __future__ import annotations
 
@@ -35,7 +39,7 @@ def gradients(function: Any, x: dict[str, Any], dO: Any, dLSE: Any, dtype: Any) 
         # An infinite LSE has no gradient; autograd through the formula would make NaN of it.
         outputs.append(torch.where(torch.isfinite(LSE), LSE, 0.0))
         cotangents.append(dLSE.to(LSE.dtype))
-    got = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
+    got = torch.autograd.grad(outputs, list(leaves.values()), cotangents, allow_unused=True, materialize_grads=True)
     return O.detach(), LSE.detach(), dict(zip(leaves, got))
 
 
@@ -49,7 +53,9 @@ def ours(x: dict[str, Any], dO: Any, dLSE: Any, config: Any = SMALL) -> tuple[An
     return gradients(lambda y: softmax_attention(**y, config=config), x, dO, dLSE, x["Q"].dtype)
 
 
-def check(x: dict[str, Any], config: Any = SMALL, tolerance: float = 1e-5, use: tuple[bool, bool] = (True, True)) -> None:
+def check(
+    x: dict[str, Any], config: Any = SMALL, tolerance: float = 1e-5, use: tuple[bool, bool] = (True, True)
+) -> None:
     dO, dLSE = (c if used else None for c, used in zip(cotangents(x), use))
     O, LSE, got = ours(x, dO, dLSE, config)
     want_O, want_LSE, want = gradients(formula, x, dO, dLSE, torch.float64)
@@ -87,7 +93,9 @@ def test_each_output_may_be_used_alone(use: tuple[bool, bool]) -> None:
     check(tensors(B=1, H=2, Hk=1) | {"sink": torch.randn(2), "causal": True, "causal_alignment": "top_left"}, use=use)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 20), (2, 1, 18, 20), (1, 2, 1, 20), (2, 2, 18, 20), (1, 1, 18, 20), (2, 2, 1, 20)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 20), (2, 1, 18, 20), (1, 2, 1, 20), (2, 2, 18, 20), (1, 1, 18, 20), (2, 2, 1, 20)], ids=str
+)
 def test_bias_gradient_has_the_shape_of_the_bias(shape: tuple[int, ...]) -> None:
     check(tensors(H=2, Hk=1, N=18, M=20) | {"bias": torch.randn(shape), "causal": True})
 
@@ -203,7 +211,8 @@ def test_second_derivatives_are_refused() -> None:
 
 def test_gradients_through_pages_are_refused() -> None:
     x = {
-        "Q": torch.randn(1, 2, 3, 4, requires_grad=True), "k_pages": torch.randn(2, 4, 1, 4), "v_pages": torch.randn(2, 4, 1, 4),
+        "Q": torch.randn(1, 2, 3, 4, requires_grad=True), "k_pages": torch.randn(2, 4, 1, 4),
+        "v_pages": torch.randn(2, 4, 1, 4),
         "block_table": torch.tensor([[1, 0]]),
     }  # fmt: skip
     with pytest.raises(Unsupported, match="no gradients through a paged cache"):

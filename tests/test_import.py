@@ -9,7 +9,10 @@ import pytest
 
 import attnspec
 
-OTHERS = ("torch", "triton", "jax", "onnx", "onnxruntime", "sympy", "rich", "jsonschema", "transformers", "tinygrad", "safetensors")
+OTHERS = (
+    "torch", "triton", "jax", "onnx", "onnxruntime", "sympy", "rich", "jsonschema", "transformers", "tinygrad",
+    "safetensors",
+)  # fmt: skip
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -42,8 +45,8 @@ def test_importing_loads_nothing_heavy() -> None:
 
 
 def test_importing_takes_less_than_three_tenths_of_a_second() -> None:
-    code = "import time; began = time.perf_counter(); import numpy, attnspec; print(time.perf_counter() - began)"
-    # The best of three: the first may have to read NumPy from disk.
+    # Processor time, so that a busy machine does not decide; the best of three, as the first may read from disk.
+    code = "import time; began = time.process_time(); import numpy, attnspec; print(time.process_time() - began)"
     assert min(float(run(code).stdout) for _ in range(3)) < 0.3
 
 
@@ -64,5 +67,5 @@ def test_every_public_name_exists(name: str) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'chek'; public: .*check"):
+    with pytest.raises(AttributeError, match=r"has no attribute 'chek'; public: .*check"):
         attnspec.chek  # noqa: B018

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import sympy
+from hypothesis import HealthCheck, given, settings
+
 from attnspec.spec import load
 from attnspec.spec.language import EvaluationError, SpecError, read, read_expression
 from attnspec.spec.language.cost import Cost, cost, symbol
 from attnspec.spec.language.syntax import Declarations, InputDecl, OptionDecl, OutputDecl, SizeDecl
 from attnspec.tests.language_interpreter import Counts, interpret
 from attnspec.tests.language_programs import Sample, samples, wild_samples
-from hypothesis import HealthCheck, given, settings
 
 SIZES = {"B": 2, "N": 4, "M": 3, "D": 2}
 N, M, D, B = (symbol(name) for name in "NMDB")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from attnspec.spec import load
 from attnspec.spec.language import EvaluationError, SpecError, evaluate, read, read_expression
 from attnspec.spec.language.export import from_json, to_json

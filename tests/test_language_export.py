@@ -8,13 +8,14 @@ from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import HealthCheck, given, settings
+
 from attnspec.spec import load, mechanisms
 from attnspec.spec.language import SpecError, evaluate, read
 from attnspec.spec.language.export import SCHEMA, from_json, node_from_json, node_to_json, to_json
 from attnspec.spec.language.functions import FUNCTIONS
 from attnspec.spec.language.syntax import NORMALIZERS, REDUCTIONS, Bool, Compare, Name, Num, Place, Str
 from attnspec.tests.language_programs import Sample, samples, wild_samples
-from hypothesis import HealthCheck, given, settings
 
 schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from attnspec.tests import fuzz_language
 from attnspec.tests.fuzz_language import FAMILIES, fuzz
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+
 from attnspec.spec import load, mechanisms
 from attnspec.spec.language import SpecError, read, read_expression
 from attnspec.spec.language.latex import expression_to_latex, to_latex
 from attnspec.spec.language.syntax import Declarations, InputDecl, OutputDecl, SizeDecl
 from attnspec.tests.language_programs import Sample, samples, wild_samples
-from hypothesis import HealthCheck, given, settings
 
 
 def assert_balanced(formula: str) -> None:

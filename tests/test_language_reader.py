@@ -6,6 +6,7 @@ import random
 import time
 
 import pytest
+
 from attnspec.spec.language import Program, SpecError, read, read_expression
 from attnspec.spec.language.macros import prelude
 from attnspec.spec.language.syntax import (

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import sympy
+from hypothesis import HealthCheck, given, settings
+
 from attnspec.spec import load
 from attnspec.spec.language import EvaluationError, read, read_expression
 from attnspec.spec.language.prove import Counterexample, prove_equal
@@ -15,7 +17,6 @@ from attnspec.spec.language.symbolic import symbols, sympy_evaluate
 from attnspec.spec.language.syntax import Declarations, InputDecl, OptionDecl, OutputDecl, SizeDecl
 from attnspec.tests.language_interpreter import interpret
 from attnspec.tests.language_programs import Sample, samples, wild_samples
-from hypothesis import HealthCheck, given, settings
 
 
 def evaluate_text(text: str, inputs: dict[str, Any], **options: Any) -> Any:

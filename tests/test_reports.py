@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from attnspec.conformance import outcome
+from attnspec.conformance.progress import bar, steps
 from attnspec.conformance.report import json_report, text
-from attnspec.conformance.report.files import FileProblem, check_writable, write
+from attnspec.conformance.report.files import FileError, check_writable, write
 from attnspec.conformance.report.junit import junit
 from attnspec.conformance.report.markdown import markdown
 from attnspec.conformance.report.terminal import render, show
@@ -89,7 +90,7 @@ def test_the_json_report_follows_its_schema_and_reads_back_as_it_was(tmp_path: P
     json_report.write_json(report, path)
     assert json_report.read_json(path) == report
     content = json.loads(path.read_text())
-    assert content["counts"] == {status: 1 for status in outcome.STATUSES}
+    assert content["counts"] == dict.fromkeys(outcome.STATUSES, 1)
     assert content["verdict"] == "does not conform"
     repeats = {entry["status"]: entry["repeat"] for entry in content["results"]}
     assert repeats["fail"] == "attnspec repro b --candidate my_kernels:attention"
@@ -125,7 +126,7 @@ def test_a_document_that_departs_from_the_schema_is_refused(place: str, value: A
     content = json_report.document(failing())
     json_report.validate(content)
     content[place] = value
-    with pytest.raises(FileProblem, match=place):
+    with pytest.raises(FileError, match=place):
         json_report.validate(content)
 
 
@@ -133,7 +134,7 @@ def test_a_document_that_departs_from_the_schema_is_refused(place: str, value: A
 def test_a_file_that_is_no_report_is_refused_with_its_name(tmp_path: Path, content: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(content)
-    with pytest.raises(FileProblem, match=r"other\.json"):
+    with pytest.raises(FileError, match=r"other\.json"):
         json_report.read_json(path)
 
 
@@ -212,10 +213,6 @@ def test_many_failures_are_told_one_of_each_group_first() -> None:
 
 
 def test_only_a_terminal_gets_colours() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     pipe, terminal = io.StringIO(), Terminal()
     show(failing(), stream=pipe)
     show(failing(), stream=terminal)
@@ -255,8 +252,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.replace", refuse)
-    with pytest.raises(FileProblem, match="No space left"):
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(FileError, match="No space left"):
         write(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.json"]
@@ -264,7 +261,38 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
 def test_an_output_path_is_refused_before_the_run(tmp_path: Path) -> None:
     check_writable(tmp_path / "report.json")
-    with pytest.raises(FileProblem, match="there is no folder"):
+    with pytest.raises(FileError, match="there is no folder"):
         check_writable(tmp_path / "missing" / "report.json")
-    with pytest.raises(FileProblem, match="is a folder"):
+    with pytest.raises(FileError, match="is a folder"):
         check_writable(tmp_path)
+
+
+# -- progress ---------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_shown_on_a_terminal_and_counts_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with bar("judging") as step:
+        assert step is not None
+        step(1, 2, fakes.result())
+        step(2, 2, fakes.result("b", "fail"))
+    assert "judging" in terminal.getvalue() and "2/2" in terminal.getvalue() and "1 failed" in terminal.getvalue()
+
+
+def test_progress_stays_out_of_pipes_and_quiet_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = io.StringIO()
+    monkeypatch.setattr("sys.stderr", pipe)
+    with bar("judging") as step, steps("mutants") as other:
+        assert step is None and other is None
+    assert pipe.getvalue() == ""
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with bar("judging", quiet=True) as step:
+        assert step is None

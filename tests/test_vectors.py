@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from attnspec.conformance import safetensors_file, vectors
-from attnspec.conformance.report.files import FileProblem
+from attnspec.conformance.report.files import FileError
 from attnspec.conformance.types import CaseData
 from attnspec.spec import load
 from attnspec.spec.language.formats import round_to
@@ -109,13 +109,13 @@ def test_empty_and_scalar_tensors_survive(shape: tuple[int, ...]) -> None:
 
 def test_a_value_that_the_dtype_cannot_hold_is_refused() -> None:
     for dtype in ("fp32", "fp16", "bf16"):
-        with pytest.raises(FileProblem, match=f"tensor a holds values that are no {dtype} numbers"):
+        with pytest.raises(FileError, match=f"tensor a holds values that are no {dtype} numbers"):
             safetensors_file.dump({"a": (np.array([0.1]), dtype)}, {})
 
 
 @pytest.mark.parametrize("content", [b"", b"\x05\0\0\0\0\0\0\0{}", b"\xff" * 40])
 def test_a_file_that_is_no_safetensors_file_is_refused(content: bytes) -> None:
-    with pytest.raises(FileProblem, match="not a safetensors file"):
+    with pytest.raises(FileError, match="not a safetensors file"):
         safetensors_file.load(content)
 
 
@@ -154,12 +154,12 @@ def test_verifying_notices_other_options_and_stray_tensors(tmp_path: Path) -> No
 def test_a_manifest_that_departs_from_its_schema_is_refused(tmp_path: Path) -> None:
     path = exported(tmp_path, vector())
     changed(path, lambda manifest: manifest.pop("tolerance"))
-    with pytest.raises(FileProblem, match="manifest.json: top level: 'tolerance' is a required property"):
+    with pytest.raises(FileError, match=r"manifest\.json: top level: 'tolerance' is a required property"):
         vectors.verify(tmp_path, load)
-    with pytest.raises(FileProblem, match="No such file"):
+    with pytest.raises(FileError, match="No such file"):
         vectors.verify(tmp_path / "gone", load)
 
 
 def test_nothing_to_export_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileProblem, match="no case to export"):
+    with pytest.raises(FileError, match="no case to export"):
         vectors.export(load("softmax_attention"), [], tmp_path, level="smoke", seed=0, tolerance=TOLERANCE)

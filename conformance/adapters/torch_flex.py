@@ -251,7 +251,8 @@ def _flex(compiled: bool, short_name: str) -> Any:
 def _with_sink(torch: Any, out: Any, LSE: Any, sink: Any) -> tuple[Any, Any]:
     """The sink enters after the fact, as PyTorch's examples do it: weights shrink by sigmoid(LSE - sink)."""
     logit = sink.to(LSE.dtype)[None, :, None]
-    shrink = torch.sigmoid(LSE - logit)[..., None]
+    # A row without keys (LSE -inf) stays 0 whatever the sink, -inf included.
+    shrink = torch.sigmoid(torch.where(LSE == -torch.inf, LSE, LSE - logit))[..., None]
     return (out.to(LSE.dtype) * shrink).to(out.dtype), torch.logaddexp(LSE, logit)
 
 

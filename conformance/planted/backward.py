@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from attnspec.conformance.planted.problem import Problem
 from attnspec.conformance.planted.scores import logits, weighted
 from attnspec.conformance.planted.visibility import keep, tile_of

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import torch
+
 from attnspec.conformance.planted.problem import Problem
 from attnspec.conformance.planted.scores import logits, weighted
 from attnspec.conformance.planted.visibility import keep, key_range, needs_mask, tile_of

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from attnspec.conformance.candidate import candidate
 from attnspec.conformance.planted import forward as passes
 from attnspec.conformance.planted.backward import backward

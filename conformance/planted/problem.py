@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from attnspec.conformance.planted.registry import Faults
 
 Tensor = Any

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import torch
+
 from attnspec.conformance.planted.problem import Problem
 from attnspec.conformance.planted.visibility import tile_of
 

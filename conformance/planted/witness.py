@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from attnspec.conformance.planted.registry import Faults, Planted, Witness
 
 Tensor = Any

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 
-class FileProblem(ValueError):
+class FileError(ValueError):
     """A file cannot be read or written. One line: which file, and why."""
 
 
@@ -19,25 +19,25 @@ def write(path: str | Path, content: str | bytes) -> None:
     """Replace the file's content in one step: a temporary file beside it, then a rename.
 
     Raises:
-        FileProblem: the folder does not exist or cannot be written to.
+        FileError: the folder does not exist or cannot be written to.
     """
     target = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     except OSError as error:
-        raise FileProblem(f"cannot write {path}: {error.strerror or error}") from None
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from None
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         Path(name).chmod(_mode(target))
-        os.replace(name, target)
+        Path(name).replace(target)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise FileProblem(f"cannot write {path}: {error.strerror or error}") from None
+            raise FileError(f"cannot write {path}: {error.strerror or error}") from None
         raise
 
 
@@ -45,15 +45,15 @@ def check_writable(path: str | Path) -> None:
     """Refuse an output path before minutes of work are spent on its content.
 
     Raises:
-        FileProblem: the folder is missing or closed to us, or the path is a folder.
+        FileError: the folder is missing or closed to us, or the path is a folder.
     """
     target = Path(path)
     if target.is_dir():
-        raise FileProblem(f"cannot write {path}: it is a folder")
+        raise FileError(f"cannot write {path}: it is a folder")
     if not target.parent.is_dir():
-        raise FileProblem(f"cannot write {path}: there is no folder {target.parent}")
+        raise FileError(f"cannot write {path}: there is no folder {target.parent}")
     if not os.access(target.parent, os.W_OK):
-        raise FileProblem(f"cannot write {path}: the folder {target.parent} is not writable")
+        raise FileError(f"cannot write {path}: the folder {target.parent} is not writable")
 
 
 def _mode(target: Path) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from attnspec.conformance import outcome
-from attnspec.conformance.report.files import FileProblem, write
+from attnspec.conformance.report.files import FileError, write
 from attnspec.conformance.report.text import repeat_command
 from attnspec.conformance.types import Case, CaseResult, OutputEvidence, Report
 
@@ -56,7 +56,7 @@ def write_json(report: Report, path: str | Path) -> None:
     """Write the report; it is checked against its schema first.
 
     Raises:
-        FileProblem: the path cannot be written.
+        FileError: the path cannot be written.
     """
     content = document(report)
     validate(content)
@@ -67,18 +67,18 @@ def read_json(path: str | Path) -> Report:
     """Read a report back.
 
     Raises:
-        FileProblem: no such file, not JSON, or not a report; the message says where.
+        FileError: no such file, not JSON, or not a report; the message says where.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise FileProblem(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise FileError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     except json.JSONDecodeError as error:
-        raise FileProblem(f"{path}: line {error.lineno}: not JSON: {error.msg}") from None
+        raise FileError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from None
     try:
         validate(content)
-    except FileProblem as error:
-        raise FileProblem(f"{path}: {error}") from None
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from None
     return _report(content)
 
 
@@ -93,12 +93,12 @@ def validate(content: Any) -> None:
     """Check a document against the published schema.
 
     Raises:
-        FileProblem: names the place of the first departure and what was expected there.
+        FileError: names the place of the first departure and what was expected there.
     """
     errors = sorted(_validator().iter_errors(content), key=lambda error: [str(part) for part in error.absolute_path])
     if errors:
         place = ".".join(str(part) for part in errors[0].absolute_path) or "top level"
-        raise FileProblem(f"{place}: {errors[0].message}")
+        raise FileError(f"{place}: {errors[0].message}")
 
 
 def _result(result: CaseResult, report: Report) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def junit(report: Report) -> str:
     """The report as a JUnit document."""
     cases = [_case(result, report) for result in report.results]
-    cases += [_own(f"expectations[{number}]", problem) for number, problem in enumerate(report.problems)]
+    cases += [_own(f"problem[{number}]", problem) for number, problem in enumerate(report.problems)]
     if not outcome.judged(report.results):
         cases.append(_own("a run judges something", report.summary or "no case came to a verdict"))
     kinds = [child.tag for case in cases for child in case]
@@ -50,7 +50,7 @@ def write_junit(report: Report, path: str | Path) -> None:
     """Write the report.
 
     Raises:
-        FileProblem: the path cannot be written.
+        FileError: the path cannot be written.
     """
     write(path, junit(report))
 

@@ -23,6 +23,7 @@ def markdown(report: Report, axes: Mapping[str, Sequence[str]] | None = None) ->
         "",
         f"{_cell(report.summary)}.",
         "",
+        *_headline(report),
         f"Mechanism `{report.mechanism}`, level `{report.level}`, seed {report.seed}, {report.seconds:.1f} s.",
         "",
         *_table(report),
@@ -37,7 +38,7 @@ def markdown(report: Report, axes: Mapping[str, Sequence[str]] | None = None) ->
         lines += ["", "## Not supported, not exercised", ""]
         lines += [f"- `{name}`: {_cell(reason)}" for name, reason in report.not_supported.items()]
     if report.problems:
-        lines += ["", "## Expectation lists", "", *(f"- {_cell(problem)}" for problem in report.problems)]
+        lines += ["", "## Problems beside the cases", "", *(f"- {_cell(problem)}" for problem in report.problems)]
     lines += _failures(report, axes)
     if report.environment:
         lines += ["", "## Environment", ""]
@@ -49,9 +50,14 @@ def write_markdown(report: Report, path: str | Path, axes: Mapping[str, Sequence
     """Write the report.
 
     Raises:
-        FileProblem: the path cannot be written.
+        FileError: the path cannot be written.
     """
     write(path, markdown(report, axes))
+
+
+def _headline(report: Report) -> list[str]:
+    most = outcome.headline(report.results)
+    return [f"Diagnosis: {_cell(str(most['sentence']))}.", ""] if most is not None else []
 
 
 def _table(report: Report) -> list[str]:

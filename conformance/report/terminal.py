@@ -32,13 +32,16 @@ def render(
     """
     lines = [f"{outcome.VERDICTS[report.exit_code].upper()}: {_after_verdict(report)}"]
     told: list[tuple[str, str]] = []
+    most = outcome.headline(report.results)
+    if most is not None:
+        told.append(("diagnosis", str(most["sentence"])))
     if not quiet:
         told += [("candidate", _candidate(report)), ("judged", _judged(report))]
         told += tolerance_lines(report)
         if report.declares:
             told.append(("declared", ", ".join(f"{name} = {value}" for name, value in report.declares.items())))
         told += _grouped("unsupported", report.not_supported)
-    told += [("expectation", problem) for problem in report.problems]
+    told += [("problem", problem) for problem in report.problems]
     for label, text in told:
         lines += _field(label, text, width)
     if not quiet:
@@ -73,7 +76,8 @@ def _after_verdict(report: Report) -> str:
 
 
 def _candidate(report: Report) -> str:
-    known = [str(report.environment[name]) for name in ("framework", "version", "device") if report.environment.get(name)]
+    facts = [report.environment.get(name) for name in ("framework", "version", "device")]
+    known = [str(fact) for fact in facts if fact]
     return f"{report.candidate} as {report.mechanism}" + (f" ({', '.join(known)})" if known else "")
 
 

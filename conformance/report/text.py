@@ -13,6 +13,7 @@ from typing import Any
 
 from attnspec.conformance.types import CaseResult, OutputEvidence, Report
 
+
 def figure(value: float) -> str:
     """A number for people: three or four digits, no exponent where none is needed."""
     if math.isnan(value) or math.isinf(value):

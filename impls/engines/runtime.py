@@ -1,8 +1,8 @@
 """Where kernels run: on the device of their tensors, or in Triton's interpreter on the CPU.
 
-Import this module before Triton: Triton decides at import whether it interprets. Without an accelerator the interpreter is
-the only way to run, so that it is switched on here unless TRITON_INTERPRET is set already; nothing changes on a machine
-that has one.
+Import this module before Triton: Triton decides at import whether it interprets. Without an accelerator the
+interpreter is the only way to run, so that it is switched on here unless TRITON_INTERPRET is set already; nothing
+changes on a machine that has one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attnspec.conformance.types import Unsupported
 
@@ -28,7 +29,7 @@ def interpreted() -> bool:
     return isinstance(softmax_forward_kernel, InterpretedFunction)
 
 
-def target_of(tensor: torch.Tensor) -> tuple[str, int | str] | None:
+def target_of(tensor: Tensor) -> tuple[str, int | str] | None:
     """("cuda", 90), ("hip", "gfx942"), ..., or None for the interpreter.
 
     Raises Unsupported when the tensor's device and the way in which the kernels were loaded do not fit.
@@ -53,7 +54,7 @@ def current_target() -> tuple[str, int | str] | None:
     return target.backend, target.arch
 
 
-def processors(tensor: torch.Tensor) -> int:
+def processors(tensor: Tensor) -> int:
     """Multiprocessors of the tensor's device; a fixed small number under the interpreter, so that results repeat."""
     if tensor.device.type == "cuda":
         return int(torch.cuda.get_device_properties(tensor.device).multi_processor_count)

@@ -1,15 +1,17 @@
-"""Gradients of tiled softmax attention: one kernel each for the row term, dQ, dK with dV, and the bias.
+"""Gradients of tiled softmax attention: what the backward kernels share, the row term, and dQ.
 
-The weights are computed again from Q, K and LSE (FlashAttention, arXiv 2205.14135, Algorithm 4); nothing is added atomically, so
-that results repeat bit for bit. dQ walks the keys of a query tile; dK and dV walk the queries of a key tile, over all query heads
-that share the key/value head; the bias gradient walks whatever the bias is broadcast over. Every option of the forward kernel
-holds here through the same device functions. Paged caches have no gradient.
+The weights are computed again from Q, K and LSE (FlashAttention, arXiv 2205.14135, Algorithm 4). Nothing is added
+atomically, so that results repeat bit for bit: dQ walks the keys of a query tile, dK and dV walk the queries of a key
+tile over all query heads that share the key/value head (`softmax_backward_keys`), and the bias gradient walks
+whatever the bias is broadcast over (`softmax_backward_bias`). Every option of the forward kernel holds here through
+the same device functions. Paged caches have no gradient.
 
-As in the forward kernel, a product that is not finite raises a flag, and a second launch (REPAIR) takes that tile again over
-kept pairs only.
+As in the forward kernel, a product that is not finite raises a flag, and a second launch (REPAIR) takes that tile
+again over kept pairs only.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# ruff: noqa: E741, PIE808, RUF059, SIM102 (Triton takes Python only as far as this: O is the output, ranges state their start)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -26,11 +28,10 @@ from attnspec.impls.engines.softmax_tiles import (
     narrowed,
     not_finite,
     product,
-    query_range,
     widened,
 )
 
-SIZES = ["B", "H", "N", "M", "left", "right", "chunk", "sink_tokens", "tiles", "bias_B", "bias_H", "bias_N"]
+SIZES = ["H", "N", "M", "left", "right", "chunk", "sink_tokens", "tiles", "flag_tiles"]
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -69,7 +70,10 @@ def query_inputs(
     i, Q, DO, LSE, T, Q_POS, Q_SEG, b, q_i, do_i, l_i, qd, de, nq, off, N,
     D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_PAD: tl.constexpr,
 ):  # fmt: skip
-    """Queries, cotangents, LSE (+inf for rows without a key: their weights become 0), row terms, positions, reality, segment."""
+    """Queries, cotangents, LSE, row terms, positions, whether real, and segments of the rows i.
+
+    LSE is +inf for rows without a key: their weights become 0.
+    """
     inside = i < N
     if Q_SEG is None:
         pos = i + off
@@ -97,10 +101,13 @@ def query_inputs(
 @triton.jit
 def weight_gradients(
     raw, dp, keep, full, lse, term, scale, softcap, drop_scale, bias_ptrs, mask_ptrs, drop_ptrs, inside,
-    HAS_SOFTCAP: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DROP: tl.constexpr, ALWAYS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, HAS_DROP: tl.constexpr,
+    ALWAYS: tl.constexpr,
 ):  # fmt: skip
     """Per pair: whether kept, the weight after dropout (without 1/(1-p)), dS before and after the softcap's slope."""
-    s, t = logits(raw, keep, full, scale, softcap, bias_ptrs, mask_ptrs, inside, HAS_SOFTCAP, HAS_BIAS, HAS_MASK, ALWAYS)
+    s, t = logits(
+        raw, keep, full, scale, softcap, bias_ptrs, mask_ptrs, inside, HAS_SOFTCAP, HAS_BIAS, HAS_MASK, ALWAYS
+    )
     keep = s != float("-inf")
     p = tl.exp2((s - lse) * LOG2E)
     weight = p
@@ -122,10 +129,10 @@ def softmax_dq_kernel(
     q_b, q_h, q_i, q_d, k_b, k_g, k_j, k_d, v_b, v_g, v_j, v_e, do_b, do_h, do_i, do_e, l_b, l_h, l_i,
     dq_b, dq_h, dq_i, dq_d,
     bias_b, bias_h, bias_i, bias_j, mask_b, mask_h, mask_i, mask_j, drop_b, drop_h, drop_i, drop_j,
-    H, N, M, left, right, chunk, sink_tokens, tiles, scale, softcap, drop_scale,
+    H, N, M, left, right, chunk, sink_tokens, tiles, flag_tiles, scale, softcap, drop_scale,
     D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_PAD: tl.constexpr, G: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_CHUNK: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr, REPAIR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr, REPAIR: tl.constexpr, FLAG_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Program: the queries of one tile of one head."""
     HAS_BIAS: tl.constexpr = BIAS is not None
@@ -135,6 +142,7 @@ def softmax_dq_kernel(
     ALWAYS: tl.constexpr = HAS_BIAS or HAS_MASK or SEGMENTS
     pid = tl.program_id(0)
     tile = tiles - 1 - pid % tiles
+    flag = pid // tiles * flag_tiles + tile * BLOCK_M // FLAG_BLOCK
     h = pid // tiles % H
     b = pid // (tiles * H)
     b64 = b.to(tl.int64)
@@ -160,7 +168,8 @@ def softmax_dq_kernel(
         off = nk - nq
     inside_q = i < N
     q, do, lse, term, pos, real_q, segment_q = query_inputs(
-        i, Q + b64 * q_b + h64 * q_h, DO + b64 * do_b + h64 * do_h, LSE + b64 * l_b + h64 * l_h, T + b64 * l_b + h64 * l_h,
+        i, Q + b64 * q_b + h64 * q_h, DO + b64 * do_b + h64 * do_h, LSE + b64 * l_b + h64 * l_h,
+        T + b64 * l_b + h64 * l_h,
         Q_POS, Q_SEG, b, q_i, do_i, l_i, d64 * q_d, e64 * do_e, nq, off, N, D, E, D_PAD, E_PAD,
     )  # fmt: skip
     n_sink = 0
@@ -188,7 +197,7 @@ def softmax_dq_kernel(
     end = n_sink + tl.maximum(t_hi - t_lo, 0)
     rows = N
     if REPAIR:
-        broken = tl.load(FLAG + pid) != 0
+        broken = tl.load(FLAG + flag) != 0
         end = tl.where(broken, end, 0)
         rows = tl.where(broken, N, 0)
 
@@ -226,7 +235,8 @@ def softmax_dq_kernel(
             drop_ptrs = (DROP + (b64 * drop_b + h64 * drop_h + i64 * drop_i))[:, None] + (j64 * drop_j)[None, :]
         full = (start - pad >= full_lo) & (start - pad + BLOCK_N <= full_hi)
         keep, weight, ds, ds_raw = weight_gradients(
-            raw, dp, keep, full, lse[:, None], term[:, None], scale, softcap, drop_scale, bias_ptrs, mask_ptrs, drop_ptrs,
+            raw, dp, keep, full, lse[:, None], term[:, None], scale, softcap, drop_scale, bias_ptrs, mask_ptrs,
+            drop_ptrs,
             inside_q[:, None] & real_k[None, :], HAS_SOFTCAP, HAS_BIAS, HAS_MASK, HAS_DROP, ALWAYS,
         )  # fmt: skip
         if REPAIR:
@@ -235,225 +245,9 @@ def softmax_dq_kernel(
             acc = product(narrowed(ds_raw, k.dtype), k, acc)
     if not REPAIR:
         if FLAG is not None:
-            tl.store(FLAG + pid, not_finite(acc))
+            tl.store(FLAG + flag, not_finite(acc))
     dq_mask = (i < rows)[:, None]
     if D != D_PAD:
         dq_mask = dq_mask & (d < D)[None, :]
     dq_rows = DQ + (b64 * dq_b + h64 * dq_h + i64 * dq_i)
     tl.store(dq_rows[:, None] + (d64 * dq_d)[None, :], narrowed(acc * scale, DQ.dtype.element_ty), mask=dq_mask)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def softmax_dkv_kernel(
-    Q, K, V, DO, LSE, T, DK, DV, BIAS, MASK, DROP, Q_LEN, K_LEN, PAD, Q_SEG, K_SEG, Q_POS, K_LOC, K_FIRST, K_LAST, FLAG,
-    q_b, q_h, q_i, q_d, k_b, k_g, k_j, k_d, v_b, v_g, v_j, v_e, do_b, do_h, do_i, do_e, l_b, l_h, l_i,
-    dk_b, dk_g, dk_j, dk_d, dv_b, dv_g, dv_j, dv_e,
-    bias_b, bias_h, bias_i, bias_j, mask_b, mask_h, mask_i, mask_j, drop_b, drop_h, drop_i, drop_j,
-    H, N, M, left, right, chunk, sink_tokens, tiles, scale, softcap, drop_scale,
-    D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_PAD: tl.constexpr, G: tl.constexpr,
-    BOTTOM_RIGHT: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_CHUNK: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr, REPAIR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Program: the keys of one tile of one key/value head. Tiles are [keys, queries], so that weights feed the products as they are."""
-    HAS_BIAS: tl.constexpr = BIAS is not None
-    HAS_MASK: tl.constexpr = MASK is not None
-    HAS_DROP: tl.constexpr = DROP is not None
-    SEGMENTS: tl.constexpr = Q_SEG is not None
-    ALWAYS: tl.constexpr = HAS_BIAS or HAS_MASK or SEGMENTS
-    Hk = H // G
-    pid = tl.program_id(0)
-    tile = pid % tiles
-    g = pid // tiles % Hk
-    b = pid // (tiles * Hk)
-    b64 = b.to(tl.int64)
-    g64 = g.to(tl.int64)
-    start = tile * BLOCK_N
-    d = tl.arange(0, D_PAD)
-    e = tl.arange(0, E_PAD)
-    d64 = d.to(tl.int64)
-    e64 = e.to(tl.int64)
-    nq = N
-    pad = 0
-    if Q_LEN is not None:
-        nq = tl.load(Q_LEN + b)
-    if PAD is not None:
-        pad = tl.load(PAD + b)
-    nk = M - pad
-    if K_LEN is not None:
-        nk = tl.load(K_LEN + b)
-    off = 0
-    if BOTTOM_RIGHT:
-        off = nk - nq
-    k, v, j, local, real_k, segment_k = tile_inputs(
-        start, tl.arange(0, BLOCK_N), K + b64 * k_b + g64 * k_g, V + b64 * v_b + g64 * v_g, None, 0, K_LOC, K_SEG, b,
-        k_b, k_j, v_b, v_j, d64 * k_d, e64 * v_e, pad, nk, M, D, E, D_PAD, E_PAD, 1,
-    )  # fmt: skip
-    inside_k = j < M
-    if SEGMENTS:
-        t_lo = tl.min(tl.load(K_FIRST + b * M + j, mask=inside_k, other=N), axis=0) // BLOCK_M
-        t_hi = tl.cdiv(tl.max(tl.load(K_LAST + b * M + j, mask=inside_k, other=0), axis=0), BLOCK_M)
-        full_lo = 0
-        full_hi = 0
-    else:
-        bound = tl.minimum(nk, M - pad)
-        first = tl.maximum(start - pad, 0)
-        last = tl.minimum(start + BLOCK_N - pad, bound) - 1
-        lo, hi, full_lo, full_hi = query_range(
-            first, last, off, tl.minimum(nq, N), left, right, chunk, sink_tokens, HAS_LEFT, HAS_RIGHT, HAS_CHUNK
-        )
-        partial = (start < pad) | (start + BLOCK_N - pad > bound)
-        full_hi = tl.where(partial, 0, full_hi)
-        hi = tl.where(last < first, 0, hi)
-        t_lo = lo // BLOCK_M
-        t_hi = tl.where(hi > lo, tl.cdiv(tl.maximum(hi, 0), BLOCK_M), t_lo)
-    per_head = tl.maximum(t_hi - t_lo, 0)
-    end = per_head * G
-    keys = M
-    if REPAIR:
-        broken = tl.load(FLAG + pid) != 0
-        end = tl.where(broken, end, 0)
-        keys = tl.where(broken, M, 0)
-
-    j64 = j.to(tl.int64)
-    qd = d64 * q_d
-    de = e64 * do_e
-    dk = tl.zeros([BLOCK_N, D_PAD], tl.float32)
-    dv = tl.zeros([BLOCK_N, E_PAD], tl.float32)
-    for it in range(0, end):
-        h64 = g64 * G + it // per_head
-        i0 = tl.multiple_of((it % per_head + t_lo) * BLOCK_M, BLOCK_M)
-        i = i0 + tl.arange(0, BLOCK_M)
-        q, do, lse, term, pos, real_q, segment_q = query_inputs(
-            i, Q + b64 * q_b + h64 * q_h, DO + b64 * do_b + h64 * do_h, LSE + b64 * l_b + h64 * l_h,
-            T + b64 * l_b + h64 * l_h, Q_POS, Q_SEG, b, q_i, do_i, l_i, qd, de, nq, off, N, D, E, D_PAD, E_PAD,
-        )  # fmt: skip
-        raw = product(k, tl.trans(q), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
-        dp = product(v, tl.trans(do), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
-        keep = kept(
-            pos[None, :], local[:, None], real_q[None, :], real_k[:, None], left, right, chunk, sink_tokens,
-            HAS_LEFT, HAS_RIGHT, HAS_CHUNK,
-        )  # fmt: skip
-        if SEGMENTS:
-            keep = keep & (segment_q[None, :] == segment_k[:, None])
-        i64 = i.to(tl.int64)
-        bias_ptrs = BIAS
-        mask_ptrs = MASK
-        drop_ptrs = DROP
-        if HAS_BIAS:
-            bias_ptrs = (BIAS + (b64 * bias_b + h64 * bias_h + i64 * bias_i))[None, :] + (j64 * bias_j)[:, None]
-        if HAS_MASK:
-            mask_ptrs = (MASK + (b64 * mask_b + h64 * mask_h + i64 * mask_i))[None, :] + (j64 * mask_j)[:, None]
-        if HAS_DROP:
-            drop_ptrs = (DROP + (b64 * drop_b + h64 * drop_h + i64 * drop_i))[None, :] + (j64 * drop_j)[:, None]
-        full = (i0 >= full_lo) & (i0 + BLOCK_M <= full_hi)
-        keep, weight, ds, ds_raw = weight_gradients(
-            raw, dp, keep, full, lse[None, :], term[None, :], scale, softcap, drop_scale, bias_ptrs, mask_ptrs, drop_ptrs,
-            real_q[None, :] & inside_k[:, None], HAS_SOFTCAP, HAS_BIAS, HAS_MASK, HAS_DROP, ALWAYS,
-        )  # fmt: skip
-        if REPAIR:
-            dv = exact_product(dv, weight, keep, do, BLOCK_M)
-            dk = exact_product(dk, ds_raw, keep, q, BLOCK_M)
-        else:
-            dv = product(narrowed(weight, do.dtype), do, dv)
-            dk = product(narrowed(ds_raw, q.dtype), q, dk)
-    if not REPAIR:
-        if FLAG is not None:
-            tl.store(FLAG + pid, tl.maximum(not_finite(dk), not_finite(dv)))
-    if HAS_DROP:
-        dv = dv * drop_scale
-    rows = (j < keys)[:, None]
-    dk_ptrs = (DK + (b64 * dk_b + g64 * dk_g + j64 * dk_j))[:, None] + (d64 * dk_d)[None, :]
-    dv_ptrs = (DV + (b64 * dv_b + g64 * dv_g + j64 * dv_j))[:, None] + (e64 * dv_e)[None, :]
-    tl.store(dk_ptrs, narrowed(dk * scale, DK.dtype.element_ty), mask=rows & (d < D)[None, :])
-    tl.store(dv_ptrs, narrowed(dv, DV.dtype.element_ty), mask=rows & (e < E)[None, :])
-
-
-@triton.jit(do_not_specialize=SIZES)
-def softmax_dbias_kernel(
-    Q, K, V, DO, LSE, T, DBIAS, BIAS, MASK, DROP, Q_LEN, K_LEN, PAD, Q_SEG, K_SEG, Q_POS, K_LOC,
-    q_b, q_h, q_i, q_d, k_b, k_g, k_j, k_d, v_b, v_g, v_j, v_e, do_b, do_h, do_i, do_e, l_b, l_h, l_i,
-    db_b, db_h, db_i, db_j,
-    bias_b, bias_h, bias_i, bias_j, mask_b, mask_h, mask_i, mask_j, drop_b, drop_h, drop_i, drop_j,
-    B, H, N, M, bias_B, bias_H, bias_N, left, right, chunk, sink_tokens, scale, softcap, drop_scale,
-    D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_PAD: tl.constexpr, G: tl.constexpr,
-    BOTTOM_RIGHT: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_CHUNK: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Program: one tile of dbias; it adds up the batch entries, heads and query tiles that the bias is broadcast over, in order."""
-    HAS_MASK: tl.constexpr = MASK is not None
-    HAS_DROP: tl.constexpr = DROP is not None
-    SEGMENTS: tl.constexpr = Q_SEG is not None
-    key_tiles = tl.cdiv(M, BLOCK_N)
-    all_rows = tl.cdiv(N, BLOCK_M)
-    one_row = (bias_N == 1) & (N != 1)
-    row_tiles = tl.where(one_row, 1, all_rows)
-    pid = tl.program_id(0)
-    start = pid % key_tiles * BLOCK_N
-    i_tile = pid // key_tiles % row_tiles
-    bh = pid // (key_tiles * row_tiles)
-    out_h = bh % bias_H
-    out_b = bh // bias_H
-    inner_rows = tl.where(one_row, all_rows, 1)
-    inner_h = tl.where(bias_H == 1, H, 1)
-    inner_b = tl.where(bias_B == 1, B, 1)
-    d64 = tl.arange(0, D_PAD).to(tl.int64)
-    e64 = tl.arange(0, E_PAD).to(tl.int64)
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for it in range(0, inner_b * inner_h * inner_rows):
-        b = out_b + it // (inner_rows * inner_h)
-        h = out_h + it // inner_rows % inner_h
-        i = (i_tile + it % inner_rows) * BLOCK_M + tl.arange(0, BLOCK_M)
-        b64 = b.to(tl.int64)
-        h64 = h.to(tl.int64)
-        g64 = h64 // G
-        i64 = i.to(tl.int64)
-        nq = N
-        pad = 0
-        if Q_LEN is not None:
-            nq = tl.load(Q_LEN + b)
-        if PAD is not None:
-            pad = tl.load(PAD + b)
-        nk = M - pad
-        if K_LEN is not None:
-            nk = tl.load(K_LEN + b)
-        off = 0
-        if BOTTOM_RIGHT:
-            off = nk - nq
-        q, do, lse, term, pos, real_q, segment_q = query_inputs(
-            i, Q + b64 * q_b + h64 * q_h, DO + b64 * do_b + h64 * do_h, LSE + b64 * l_b + h64 * l_h,
-            T + b64 * l_b + h64 * l_h, Q_POS, Q_SEG, b, q_i, do_i, l_i, d64 * q_d, e64 * do_e, nq, off, N,
-            D, E, D_PAD, E_PAD,
-        )  # fmt: skip
-        k, v, j, local, real_k, segment_k = tile_inputs(
-            start, tl.arange(0, BLOCK_N), K + b64 * k_b + g64 * k_g, V + b64 * v_b + g64 * v_g, None, 0, K_LOC, K_SEG, b,
-            k_b, k_j, v_b, v_j, d64 * k_d, e64 * v_e, pad, nk, M, D, E, D_PAD, E_PAD, 1,
-        )  # fmt: skip
-        raw = product(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-        dp = product(do, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
-        keep = kept(
-            pos[:, None], local[None, :], real_q[:, None], real_k[None, :], left, right, chunk, sink_tokens,
-            HAS_LEFT, HAS_RIGHT, HAS_CHUNK,
-        )  # fmt: skip
-        if SEGMENTS:
-            keep = keep & (segment_q[:, None] == segment_k[None, :])
-        j64 = j.to(tl.int64)
-        bias_ptrs = (BIAS + (b64 * bias_b + h64 * bias_h + i64 * bias_i))[:, None] + (j64 * bias_j)[None, :]
-        mask_ptrs = MASK
-        drop_ptrs = DROP
-        if HAS_MASK:
-            mask_ptrs = (MASK + (b64 * mask_b + h64 * mask_h + i64 * mask_i))[:, None] + (j64 * mask_j)[None, :]
-        if HAS_DROP:
-            drop_ptrs = (DROP + (b64 * drop_b + h64 * drop_h + i64 * drop_i))[:, None] + (j64 * drop_j)[None, :]
-        keep, weight, ds, ds_raw = weight_gradients(
-            raw, dp, keep, False, lse[:, None], term[:, None], scale, softcap, drop_scale, bias_ptrs, mask_ptrs, drop_ptrs,
-            real_q[:, None] & real_k[None, :], HAS_SOFTCAP, True, HAS_MASK, HAS_DROP, True,
-        )  # fmt: skip
-        acc += ds
-    j = start + tl.arange(0, BLOCK_N)
-    i = i_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    base = DBIAS + (out_b.to(tl.int64) * db_b + out_h.to(tl.int64) * db_h)
-    if one_row:
-        tl.store(base + j.to(tl.int64) * db_j, tl.sum(acc, axis=0), mask=j < M)
-    else:
-        ptrs = (base + i.to(tl.int64) * db_i)[:, None] + (j.to(tl.int64) * db_j)[None, :]
-        tl.store(ptrs, acc, mask=(i < N)[:, None] & (j < M)[None, :])

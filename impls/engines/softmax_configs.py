@@ -1,7 +1,8 @@
-"""Tile configurations of the softmax engines: which block sizes, warps and stages per head size, dtype and target.
+"""Tile configurations of the softmax engines: block sizes, warps and stages per kernel, dtype, head size and target.
 
-Used by the launcher, by the ahead-of-time compiler (which shows that each fits its target without spilling) and by the
-tests, which run every configuration. Pure Python.
+Used by the launcher, by the ahead-of-time compiler (which shows that each fits its target without spilling) and by
+the tests, which run every configuration. Pure Python. The lists rest on what the compiled binaries use (docs/aot.md),
+not on timings.
 """
 
 from __future__ import annotations
@@ -40,14 +41,106 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-INTERPRETED = TileConfig(32, 32, 1, 1)
+def _read(table: str) -> dict[int, list[TileConfig]]:
+    """Lines `head: MxNwWsS MxNwWsS ...`: the configurations for padded head sizes up to `head`."""
+    out = {}
+    for line in table.split("\n"):
+        head, _, entries = line.strip().partition(":")
+        if head:
+            out[int(head)] = [
+                TileConfig(*(int(x) for x in entry.replace("x", " ").replace("w", " ").replace("s", " ").split()))
+                for entry in entries.split()
+            ]
+    return out
 
 
-def configs(kind: Kind, D: int, E: int, itemsize: int, target: Target | None) -> list[TileConfig]:
+INTERPRETED = [TileConfig(32, 32, 1, 1), TileConfig(16, 64, 1, 1), TileConfig(64, 16, 1, 1)]
+
+# (kernel, bytes per element, whether pairs carry data of their own, vendor) -> configurations by head size.
+# Pairs carry data where a tensor over [query, key] is read (bias, mask, dropout), where sequences are packed, and with a
+# softcap: registers are then scarce and tiles smaller.
+_TABLE: dict[tuple[Kind, int, bool, str], dict[int, list[TileConfig]]] = {
+    ("forward", 2, False, "cuda"): _read("""
+        64: 128x64w4s3 64x64w4s2
+        128: 128x64w8s2 64x64w4s2
+        256: 64x64w8s2 64x32w8s2"""),
+    ("forward", 2, True, "cuda"): _read("""
+        64: 64x32w4s2
+        128: 64x32w4s2
+        256: 64x32w8s2"""),
+    ("forward", 2, False, "hip"): _read("""
+        64: 128x64w4s2 64x64w4s2
+        128: 128x64w8s2 64x64w4s2
+        256: 64x32w8s2 64x32w4s2"""),
+    ("forward", 2, True, "hip"): _read("""
+        64: 64x32w4s2
+        128: 64x32w4s2
+        256: 64x32w4s2"""),
+    ("dq", 2, False, "cuda"): _read("""
+        64: 64x64w4s2 64x32w4s2
+        128: 64x32w4s2 64x64w8s2
+        256: 64x32w8s1 32x32w4s1"""),
+    ("dq", 2, True, "cuda"): _read("""
+        128: 32x32w4s1
+        256: 32x32w8s1"""),
+    ("dq", 2, False, "hip"): _read("""
+        64: 64x64w4s2 64x32w4s2
+        128: 64x32w4s2 64x64w4s2
+        256: 32x32w4s1 16x32w4s1"""),
+    ("dq", 2, True, "hip"): _read("""
+        128: 32x32w4s1
+        256: 16x32w4s1"""),
+    ("dkv", 2, False, "cuda"): _read("""
+        128: 64x32w4s2 32x32w4s1
+        256: 32x32w8s1 16x32w4s1"""),
+    ("dkv", 2, True, "cuda"): _read("""
+        128: 32x32w4s1
+        256: 32x32w8s1"""),
+    ("dkv", 2, False, "hip"): _read("""
+        64: 32x64w4s1 64x64w4s1
+        128: 32x64w4s1 32x32w4s1
+        256: 16x32w4s1 16x16w4s1"""),
+    ("dkv", 2, True, "hip"): _read("""
+        128: 32x32w4s1
+        256: 16x16w4s1"""),
+    ("dbias", 2, True, "cuda"): _read("""
+        128: 32x32w4s1
+        256: 32x32w8s1"""),
+    ("dbias", 2, True, "hip"): _read("""
+        128: 32x32w4s1
+        256: 16x32w4s1"""),
+    ("decode", 2, False, "cuda"): _read("""
+        128: 16x64w4s2 16x32w4s2
+        256: 16x32w4s2 16x32w4s1"""),
+    ("decode", 2, True, "cuda"): _read("""
+        128: 16x64w4s2
+        256: 16x32w4s2"""),
+    ("decode", 2, False, "hip"): _read("""
+        128: 16x64w4s2 16x32w4s2
+        256: 16x32w4s1 16x16w4s1"""),
+    ("decode", 2, True, "hip"): _read("""
+        128: 16x32w4s1
+        256: 16x16w4s1"""),
+}
+# float32 has no tensor cores to feed on CUDA: one conservative list serves plain and other pairs alike.
+for _pairs in (False, True):
+    for _vendor in ("cuda", "hip"):
+        _TABLE["forward", 4, _pairs, _vendor] = _read("64: 32x32w4s2\n 128: 64x32w8s1\n 256: 64x32w8s1")
+        _TABLE["dq", 4, _pairs, _vendor] = _read("128: 32x32w8s1\n 256: 16x16w4s1")
+        _TABLE["dkv", 4, _pairs, _vendor] = _read("128: 32x32w8s1\n 256: 16x16w4s1")
+        _TABLE["dbias", 4, _pairs, _vendor] = _read("128: 32x32w8s1\n 256: 16x16w4s1")
+        _TABLE["decode", 4, _pairs, _vendor] = _read("128: 16x32w4s1\n 256: 16x16w4s1")
+
+
+def configs(
+    kind: Kind, D: int, E: int, itemsize: int, target: Target | None, pair_data: bool = False
+) -> list[TileConfig]:
     """Configurations for head sizes D and E, the preferred one first. `target` is None under the interpreter.
 
-    The lists come from the ahead-of-time table (docs/aot.md): each entry keeps within the target's registers and shared memory.
+    pair_data: whether the problem has a bias, mask, dropout mask, segments or softcap.
     """
     if target is None:
-        return [INTERPRETED, TileConfig(16, 64, 1, 1), TileConfig(64, 16, 1, 1)]
-    return [TileConfig(64, 32, 4, 2)]
+        return INTERPRETED
+    vendor = "hip" if target[0] == "hip" else "cuda"
+    by_head = _TABLE[kind, 2 if itemsize == 2 else 4, pair_data or kind == "dbias", vendor]
+    return next(found for head, found in by_head.items() if max(padded(D), padded(E)) <= head)

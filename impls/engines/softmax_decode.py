@@ -1,11 +1,12 @@
 """Split-KV attention for few queries and many keys (flash-decoding): how many splits, and the merge of their results.
 
-The splits themselves are computed by `softmax_forward_kernel` with SPLITS > 1; each leaves a normalized partial output in
-float32 and its LSE. The merge weighs them by exp(LSE_s - LSE); a split without any key has LSE = -inf and weight 0.
-A sink logit joins here, once.
+The splits themselves are computed by `softmax_forward_kernel` with SPLITS > 1; each leaves a normalized partial
+output in float32 and its LSE. The merge weighs them by exp(LSE_s - LSE); a split without any key has LSE = -inf and
+weight 0. A sink logit joins here, once.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# ruff: noqa: E741, PIE808 (Triton takes Python only as far as this: O is the output, ranges state their start)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -50,9 +51,7 @@ def softmax_merge_kernel(
     for s in range(0, splits):
         weight = tl.exp2((tl.load(lse_rows + s * l_s, mask=rows, other=float("-inf")) - safe) * LOG2E)
         norm += weight
-        part = tl.load(
-            (part_rows + s * p_s)[:, None] + e[None, :], mask=rows[:, None] & (e < E)[None, :], other=0.0
-        )
+        part = tl.load((part_rows + s * p_s)[:, None] + e[None, :], mask=rows[:, None] & (e < E)[None, :], other=0.0)
         acc += tl.where((weight != 0.0)[:, None], weight[:, None] * part, 0.0)
     empty = norm == 0.0
     divisor = tl.where(empty, 1.0, norm)

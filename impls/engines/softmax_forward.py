@@ -1,19 +1,22 @@
 """Tiled softmax attention, forward, for any combination of the mechanism's options.
 
-One kernel. A program owns a tile of query rows of one head (or, with PACK = G, the rows of the G query heads that share a
-key/value head) and walks the key tiles that some row may see, with the online softmax of FlashAttention (arXiv 2205.14135,
-Algorithm 1; arXiv 2307.08691). Absent optional tensors are passed as None and cost nothing. With SPLITS > 1 the key tiles
-are divided over programs and partial results go to a workspace; `softmax_decode` merges them.
+One kernel. A program owns a tile of query rows of one head (or, with PACK = G, the rows of the G query heads that
+share a key/value head) and walks the key tiles that some row may see, with the online softmax of FlashAttention
+(arXiv 2205.14135, Algorithm 1; arXiv 2307.08691). Absent optional tensors are passed as None and cost nothing. With
+SPLITS > 1 the key tiles are divided over programs and partial results go to a workspace; `softmax_decode` merges
+them.
 
-Products are accumulated in float32; weights are rounded to the values' dtype before the product with V. What is masked
-cannot leak, not even NaN: keys and values outside the lengths are not read; and where the product of a tile is not finite a
-flag is raised, upon which a second launch (REPAIR) takes that tile's product again over the kept pairs only (bit for bit what finite values there would have given). Where the keys
-that a row sees do not depend on the row, masked values never enter a product and the second launch is left out.
+Products are accumulated in float32; weights are rounded to the values' dtype before the product with V. What is
+masked cannot leak, not even NaN: keys and values outside the lengths are not read; and where the product of a tile is
+not finite a flag is raised, upon which a second launch (REPAIR) takes that tile's product again over the kept pairs
+only (bit for bit what finite values there would have given). Where the keys that a row sees do not depend on the row,
+masked values never enter a product and the second launch is left out.
 
 Launched by `attnspec.impls.softmax` and compiled ahead of time by `attnspec.impls.aot`.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# ruff: noqa: E741, RUF059 (Triton takes Python only as far as this: O is the output, ranges state their start)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ from attnspec.impls.engines.softmax_tiles import (
     widened,
 )
 
-SIZES = ["H", "N", "M", "left", "right", "chunk", "sink_tokens", "tiles"]
+SIZES = ["H", "N", "M", "left", "right", "chunk", "sink_tokens", "tiles", "flag_tiles"]
 
 
 @triton.jit
@@ -75,13 +78,16 @@ def softmax_forward_kernel(
     Q, K, V, O, LSE, BIAS, MASK, SINK, DROP, TABLE, Q_LEN, K_LEN, PAD, Q_SEG, K_SEG, Q_POS, K_LOC, Q_FIRST, Q_LAST,
     q_b, q_h, q_i, q_d, k_b, k_g, k_j, k_d, v_b, v_g, v_j, v_e, o_s, o_b, o_h, o_i, o_e, l_s, l_b, l_h, l_i,
     bias_b, bias_h, bias_i, bias_j, mask_b, mask_h, mask_i, mask_j, drop_b, drop_h, drop_i, drop_j, table_b, FLAG,
-    H, N, M, left, right, chunk, sink_tokens, tiles, scale, softcap, drop_scale,
+    H, N, M, left, right, chunk, sink_tokens, tiles, flag_tiles, scale, softcap, drop_scale,
     D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_PAD: tl.constexpr, G: tl.constexpr, PACK: tl.constexpr,
     PAGE: tl.constexpr, SPLITS: tl.constexpr, BOTTOM_RIGHT: tl.constexpr, HAS_LEFT: tl.constexpr,
     HAS_RIGHT: tl.constexpr, HAS_CHUNK: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-    REPAIR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    REPAIR: tl.constexpr, FLAG_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Program: one tile of query rows, one head (group), one batch entry, one split. Grid: one axis, so that it has no limit."""
+    """Program: one tile of query rows, one head (or group of heads), one batch entry, one split.
+
+    The grid has one axis, the only one without a low limit.
+    """
     HAS_BIAS: tl.constexpr = BIAS is not None
     HAS_MASK: tl.constexpr = MASK is not None
     SEGMENTS: tl.constexpr = Q_SEG is not None
@@ -90,6 +96,7 @@ def softmax_forward_kernel(
     heads = H // PACK
     pid = tl.program_id(0)
     tile = tiles - 1 - pid % tiles  # the longest rows of a causal problem start first
+    flag = pid // tiles * flag_tiles + tile * BLOCK_M // FLAG_BLOCK
     split = pid // tiles % SPLITS
     head = pid // (tiles * SPLITS) % heads
     b = pid // (tiles * SPLITS) // heads
@@ -156,7 +163,7 @@ def softmax_forward_kernel(
         begin = split * share
         end = tl.minimum(begin + share, total)
     if REPAIR:
-        broken = tl.load(FLAG + pid) != 0
+        broken = tl.load(FLAG + flag) != 0
         end = tl.where(broken, end, begin)
 
     q_mask = real_q[:, None]
@@ -249,7 +256,7 @@ def softmax_forward_kernel(
         rows = tl.where(broken, N, 0)
     else:
         if FLAG is not None:
-            tl.store(FLAG + pid, not_finite(acc))
+            tl.store(FLAG + flag, not_finite(acc))
         tl.store(lse_rows, lse, mask=inside_q)
     if DROP is not None:
         acc = acc * drop_scale

@@ -1,8 +1,11 @@
-"""Launching the softmax engines: allocates outputs, chooses tiles and splits, and maps a checked problem to kernel arguments.
+"""Launching the softmax engines: allocates outputs, chooses tiles and splits, and maps a checked problem to kernel
+arguments.
 
-`plan_forward` and `plan_backward` return the launches without running them. `attnspec.impls.softmax` runs them; the ahead-of-time
-compiler plans on tensors without storage and compiles the very same launches.
+`plan_forward` and `plan_backward` return the launches without running them. `attnspec.impls.softmax` runs them; the
+ahead-of-time compiler plans on tensors without storage and compiles the very same launches.
 """
+
+# ruff: noqa: E741 (O is the field's name of the output)
 
 from __future__ import annotations
 
@@ -10,21 +13,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from attnspec.impls.engines.softmax_backward import (
-    row_term_kernel,
-    softmax_dbias_kernel,
-    softmax_dkv_kernel,
-    softmax_dq_kernel,
-)
+from attnspec.impls.engines.softmax_backward import row_term_kernel, softmax_dq_kernel
+from attnspec.impls.engines.softmax_backward_bias import softmax_dbias_kernel
+from attnspec.impls.engines.softmax_backward_keys import softmax_dkv_kernel
 from attnspec.impls.engines.softmax_configs import Kind, Target, TileConfig, configs, padded
 from attnspec.impls.engines.softmax_decode import ROWS, softmax_merge_kernel, split_count
 from attnspec.impls.engines.softmax_forward import softmax_forward_kernel
 from attnspec.impls.engines.softmax_segments import segment_tables
 from attnspec.impls.softmax_arguments import Problem
 
-Tensor = torch.Tensor
-DECODE_ROWS = 64  # up to this many query rows per key/value head, the keys are split over programs
+# With few query rows per key/value head, its heads share a tile and the keys are split over programs: up to FEW_ROWS
+# always (they fit the smallest tile), up to DECODE_ROWS where there are keys enough to split.
+FEW_ROWS = 16
+DECODE_ROWS = 64
+DECODE_KEYS = 128
 TERM_ROWS = 32
 
 
@@ -38,8 +42,10 @@ class Launch:
     arguments: dict[str, Any]
     tile: TileConfig | None
 
-    def options(self) -> dict[str, int]:
-        return {"num_warps": 4, "num_stages": 1} if self.tile is None else self.tile.options()
+    def options(self) -> dict[str, int | bool]:
+        """Compile options in Triton's names. Fused multiply-add is on, as it was in all versions up to 3.9."""
+        tile = {"num_warps": 4, "num_stages": 1} if self.tile is None else self.tile.options()
+        return tile | {"enable_fp_fusion": True}
 
     def run(self, device: torch.device) -> None:
         if self.programs == 0:
@@ -50,7 +56,7 @@ class Launch:
             with torch.cuda.device(device):
                 self.kernel[(self.programs,)](**self.arguments, **self.options())
         else:
-            self.kernel[(self.programs,)](**self.arguments, **self.options())
+            self.kernel[(self.programs,)](**self.arguments)
 
 
 def _strides(prefix: str, tensor: Tensor | None, axes: str) -> dict[str, int]:
@@ -74,17 +80,20 @@ def _arguments(p: Problem) -> dict[str, Any]:
             sink_tokens=p.sink_tokens,
         )  # fmt: skip
     tables = {
-        "Q_SEG": "q_seg", "K_SEG": "k_seg", "Q_POS": "q_pos", "K_LOC": "k_loc", "Q_FIRST": "q_first", "Q_LAST": "q_last",
+        "Q_SEG": "q_seg", "K_SEG": "k_seg", "Q_POS": "q_pos", "K_LOC": "k_loc", "Q_FIRST": "q_first",
+        "Q_LAST": "q_last",
         "K_FIRST": "k_first", "K_LAST": "k_last",
     }  # fmt: skip
     return {
         "Q": p.Q, "K": p.K, "V": p.V, "BIAS": p.bias, "MASK": _bytes(p.mask), "DROP": _bytes(p.dropout_mask),
-        "Q_LEN": _ints(p.q_length), "K_LEN": _ints(p.kv_length), "PAD": _ints(p.left_pad), "TABLE": _ints(p.block_table),
+        "Q_LEN": _ints(p.q_length), "K_LEN": _ints(p.kv_length), "PAD": _ints(p.left_pad),
+        "TABLE": _ints(p.block_table),
         **{name: p.segments.get(key) for name, key in tables.items()},
         **_strides("q", p.Q, "bhid"),
         # With pages the first two axes are page and slot: they take the place of batch and position.
         **_strides("k", p.K, "bjgd" if p.page else "bgjd"), **_strides("v", p.V, "bjge" if p.page else "bgje"),
-        **_strides("bias", p.bias, "bhij"), **_strides("mask", p.mask, "bhij"), **_strides("drop", p.dropout_mask, "bhij"),
+        **_strides("bias", p.bias, "bhij"), **_strides("mask", p.mask, "bhij"),
+        **_strides("drop", p.dropout_mask, "bhij"),
         "table_b": 0 if p.block_table is None else p.block_table.shape[1], "PAGE": p.page or 1,
         "B": p.B, "H": p.H, "N": p.N, "M": p.M, "left": p.left or 0, "right": p.right or 0, "chunk": p.chunk or 1,
         "sink_tokens": p.sink_tokens, "scale": p.scale, "softcap": p.softcap or 1.0,
@@ -100,8 +109,10 @@ def _rows_differ(p: Problem) -> bool:
     return any(x is not None for x in (p.left, p.right, p.chunk, p.bias, p.mask, p.q_segment))
 
 
-def _launches(name: str, kernel: Any, programs: int, p: Problem, arguments: dict[str, Any], tile: TileConfig) -> list[Launch]:
-    """One launch, and where rows of a tile may see different keys a second one for the tiles that came out not finite."""
+def _launches(
+    name: str, kernel: Any, programs: int, p: Problem, arguments: dict[str, Any], tile: TileConfig
+) -> list[Launch]:
+    """One launch; where rows of a tile may see different keys, a second one for the tiles that came out not finite."""
     arguments = arguments | {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "FLAG": None}
     differ = _rows_differ(p) and "FLAG" in kernel.arg_names
     if differ:
@@ -115,8 +126,13 @@ def _launches(name: str, kernel: Any, programs: int, p: Problem, arguments: dict
     ]  # fmt: skip
 
 
+def has_pair_data(p: Problem) -> bool:
+    """Whether pairs carry data of their own, for which the kernels take smaller tiles."""
+    return any(x is not None for x in (p.bias, p.mask, p.dropout_mask, p.q_segment, p.softcap))
+
+
 def _tile(kind: Kind, p: Problem, config: TileConfig | None, target: Target | None) -> TileConfig:
-    return config or configs(kind, p.D, p.E, p.Q.dtype.itemsize, target)[0]
+    return config or configs(kind, p.D, p.E, p.Q.dtype.itemsize, target, has_pair_data(p))[0]
 
 
 def empty_outputs(p: Problem) -> tuple[Tensor, Tensor]:
@@ -128,11 +144,17 @@ def empty_outputs(p: Problem) -> tuple[Tensor, Tensor]:
     return O, LSE
 
 
+def is_decode(p: Problem) -> bool:
+    """Whether the problem takes the split-KV path by itself."""
+    rows = p.N * p.G
+    return rows <= FEW_ROWS or (rows <= DECODE_ROWS and p.M >= DECODE_KEYS)
+
+
 def plan_forward(
     p: Problem, config: TileConfig | None, target: Target | None, processors: int
 ) -> tuple[list[Launch], Tensor, Tensor]:
-    """The launches that compute O and LSE, and the two (not yet written) tensors. Needs at least one query and one key."""
-    decode = p.N * p.G <= DECODE_ROWS if config is None or not config.splits else True
+    """The launches that compute O and LSE, and the two tensors, not yet written. Needs at least one query and one key."""
+    decode = is_decode(p) or (config is not None and config.splits > 0)
     tile = _tile("decode" if decode else "forward", p, config, target)
     pack = p.G if decode else 1
     tiles = -(-p.N * pack // tile.block_m)
@@ -149,7 +171,8 @@ def plan_forward(
         part_lse = torch.empty((splits, *LSE.shape), dtype=torch.float32, device=p.Q.device)
     arguments = _arguments(p) | {
         "O": part, "LSE": part_lse, "SINK": sink if splits == 1 else None,
-        **_strides("o", part, "sbhie"), **_strides("l", part_lse, "sbhi"), "tiles": tiles, "PACK": pack, "SPLITS": splits,
+        **_strides("o", part, "sbhie"), **_strides("l", part_lse, "sbhi"), "tiles": tiles, "PACK": pack,
+        "SPLITS": splits,
     }  # fmt: skip
     name = "decode" if decode else "forward"
     launches = _launches(name, softmax_forward_kernel, programs * splits, p, arguments, tile)
@@ -202,7 +225,8 @@ def plan_backward(
         out["bias"] = torch.empty(bias_shape, dtype=torch.float32, device=device)
         programs = -(-p.M // tile.block_n) * -(-bias_shape[2] // tile.block_m) * bias_shape[0] * bias_shape[1]
         extra = {
-            "DBIAS": out["bias"], **_strides("db", out["bias"], "bhij"), "bias_B": bias_shape[0], "bias_H": bias_shape[1],
+            "DBIAS": out["bias"], **_strides("db", out["bias"], "bhij"), "bias_B": bias_shape[0],
+            "bias_H": bias_shape[1],
             "bias_N": bias_shape[2],
         }  # fmt: skip
         launches += _launches("dbias", softmax_dbias_kernel, programs, p, arguments | extra, tile)

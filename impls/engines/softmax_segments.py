@@ -1,15 +1,14 @@
 """Positions of packed sequences: what the kernels need to know about each token, computed from the segment ids.
 
-Tokens of one id form a sequence, wherever they stand; positions count within the sequence. Beside positions the kernels get,
-for every query, the range of keys that it may see (and for every key the range of queries that may see it), from which a
-tile finds the tiles that it has to visit.
+Tokens of one id form a sequence, wherever they stand; positions count within the sequence. Beside positions the
+kernels get, for every query, the range of keys that it may see (and for every key the range of queries that may see
+it), from which a tile finds the tiles that it has to visit.
 """
 
 from __future__ import annotations
 
 import torch
-
-Tensor = torch.Tensor
+from torch import Tensor
 
 
 def _ranks(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,11 +31,12 @@ def _span(order: Tensor, start: Tensor, lo: Tensor, hi: Tensor, alive: Tensor, s
 
 
 def segment_tables(
-    q_segment: Tensor, kv_segment: Tensor, *, bottom_right: bool, left: int | None, right: int | None, chunk: int | None,
+    q_segment: Tensor, kv_segment: Tensor, *, bottom_right: bool, left: int | None, right: int | None,
+    chunk: int | None,
     sink_tokens: int,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """int32 tensors over queries [b, i]: `q_seg q_pos q_first q_last`, and keys [b, j]: `k_seg k_loc k_first k_last`."""
-    # Any integer type may come in, and ids may be anything: rank them, so that 32 bits hold them and negative stays negative.
+    """int32 tensors: over queries [b, i] `q_seg q_pos q_first q_last`, over keys [b, j] `k_seg k_loc k_first k_last`."""
+    # Ids may be any integers: their ranks fit 32 bits, and the shift keeps the sign.
     names = torch.unique(torch.cat([q_segment.long().flatten(), kv_segment.long().flatten()]))
     shift = torch.searchsorted(names, torch.zeros(1, dtype=torch.long, device=names.device))
     q_ids = (torch.searchsorted(names, q_segment.long().contiguous()) - shift).contiguous()

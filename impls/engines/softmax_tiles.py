@@ -7,7 +7,8 @@ described by the positions of its queries and keys; the functions broadcast, so 
 Order of operations: scale, softcap, bias, mask (FlashAttention 2 and ONNX Attention agree on it).
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -104,7 +105,7 @@ def query_range(
     first, last, off, nq, left, right, chunk, sink_tokens,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The queries [lo, hi) that may see some of the local key positions first..last, and [full_lo, full_hi) that see all."""
+    """The queries [lo, hi) that may see one of the local key positions first..last, and [full_lo, full_hi) that see all."""
     lo = 0
     hi = nq
     full_lo = 0
@@ -147,7 +148,7 @@ def logits(
     raw, keep, full, scale, softcap, bias_ptrs, mask_ptrs, inside,
     HAS_SOFTCAP: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MASK: tl.constexpr, ALWAYS: tl.constexpr,
 ):  # fmt: skip
-    """Masked logits of a tile in float32 (-inf where not kept), and tanh(s / c), of which the backward pass needs the slope.
+    """Masked logits of a tile in float32 (-inf where not kept), and tanh(s / c), of which the slope is made.
 
     `keep` is only looked at where `full` is false (or always, when ALWAYS); `inside` guards the reads of bias and mask.
     """

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
+
 from attnspec.spec.language.check import kind_of
 from attnspec.spec.language.macros import children
 from attnspec.spec.language.sizes import index_size

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
 from attnspec.spec.language.backend import Array, Backend, backend_for
 from attnspec.spec.language.functions import FUNCTIONS
 from attnspec.spec.language.named import Named, combine, is_scalar, kind_of_array, lift

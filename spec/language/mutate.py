@@ -53,10 +53,10 @@ def mutants(program: Program, names: Sequence[str] | None = None) -> list[Mutant
     normal form are left out. The changed equation's subscripts are kept inside their tensors, so that a mutant can be
     evaluated where the original can.
     """
-    cached = _CACHE.get(id(program))
+    own = id(program)
+    cached = _CACHE.get(own)
     if cached is None or cached[0]() is not program:
-        reference = weakref.ref(program, lambda _, key=id(program): _CACHE.pop(key, None))  # type: ignore[misc]
-        cached = _CACHE[id(program)] = (reference, {})
+        cached = _CACHE[own] = (weakref.ref(program, lambda _: _forget(own)), {})
     lines = sorted((*program.definitions.values(), *program.boundaries.values()), key=lambda entry: entry.line)
     needed = canonical_program(program)
     found: list[Mutant] = []
@@ -71,6 +71,10 @@ def mutants(program: Program, names: Sequence[str] | None = None) -> list[Mutant
 
 
 _CACHE: dict[int, tuple[weakref.ref[Program], dict[tuple[str, bool], list[Mutant]]]] = {}
+
+
+def _forget(key: int) -> None:
+    _CACHE.pop(key, None)
 
 
 def _of_line(program: Program, lines: Sequence[Definition], place: int) -> list[Mutant]:

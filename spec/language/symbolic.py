@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import sympy
+
 from attnspec.spec.language.errors import EvaluationError
 from attnspec.spec.language.sizes import index_size, infer_sizes, resolve_options
 from attnspec.spec.language.symbolic_functions import (
