@@ -155,6 +155,7 @@ def _mutants(commands: Any) -> None:
     )  # fmt: skip
     command.add_argument("--mechanism", metavar="M", help="default: all mechanisms")
     command.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    command.add_argument("--record", action="store_true", help="keep the counts for the coverage table (in a checkout)")
 
 
 def _coverage(commands: Any) -> None:

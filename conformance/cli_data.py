@@ -52,7 +52,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def mutants(arguments: argparse.Namespace) -> int:
     """Run every known wrong variant: 0 where all are rejected or explained, 1 where not."""
-    from attnspec.conformance import mutation
+    from attnspec.conformance import coverage, mutation
     from attnspec.conformance.progress import steps
     from attnspec.conformance.report.files import check_writable, write
     from attnspec.spec import mechanisms
@@ -65,6 +65,8 @@ def mutants(arguments: argparse.Namespace) -> int:
         with steps(f"mutants of {name}") as step:
             reports.append(mutation.run(name, progress=step))
         print(mutation.table(reports[-1]))
+    for report in reports if arguments.record else ():
+        coverage.record(report.document())
     if arguments.json is not None:
         documents = [report.document() for report in reports]
         text = json.dumps(documents[0] if len(documents) == 1 else documents, indent=1)

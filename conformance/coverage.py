@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import attnspec.impls
 import attnspec.perf
 import attnspec.reference
+from attnspec.conformance.report.files import write
 from attnspec.spec import Mechanism, load, mechanisms
 from attnspec.spec.papers import papers
 
@@ -36,6 +37,7 @@ class Row:
     triton_backward: bool = False
     invariants: int = 0
     identities: int = 0
+    proved: int = 0
     claims: int = 0
     mutants_killed: int | None = None
     mutants: int | None = None
@@ -92,14 +94,14 @@ def table(*, planned: bool = False) -> str:
     """The rows as a Markdown table, as it stands in the README, and a sentence on the papers."""
     account = totals()
     lines = [
-        "| mechanism | family | equations | reference | Triton | invariants | identities | claims | mutants killed |",
-        "|---|---|---|---|---|---:|---:|---:|---:|",
+        "| mechanism | family | equations | reference | Triton | invariants | identities | laws proved | claims | mutants killed |",
+        "|---|---|---|---|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows(planned=planned):
         killed = "" if row.mutants is None else f"{row.mutants_killed} of {row.mutants}"
         cells = [
             row.name, row.family, _ways(row.spec, row.gradient), _ways(row.reference, row.reference_backward),
-            _ways(row.triton, row.triton_backward), row.invariants, row.identities, row.claims, killed,
+            _ways(row.triton, row.triton_backward), row.invariants, row.identities, row.proved, row.claims, killed,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
     lines += [
@@ -129,6 +131,7 @@ def _row(mechanism: Mechanism, read_by: int) -> Row:
         triton_backward=any(kernels.values()),
         invariants=len(mechanism.invariants),
         identities=len(mechanism.identities),
+        proved=sum(bool(law.get("prove")) for law in (*mechanism.invariants, *mechanism.identities)),
         claims=len(mechanism.claims),
         mutants_killed=recorded and recorded[0],
         mutants=recorded and recorded[1],
@@ -136,12 +139,20 @@ def _row(mechanism: Mechanism, read_by: int) -> Row:
     )
 
 
+def record(mutation: Mapping[str, Any]) -> Path:
+    """Keep the counts of a mutation run (`MutationReport.document`) for the table; returns the file."""
+    path = _folder(attnspec.perf) / "results" / f"mutants.{mutation['mechanism']}.json"
+    counts = {key: value for key, value in mutation.items() if isinstance(value, (int, str))}
+    write(path, json.dumps(counts, indent=1) + "\n")
+    return path
+
+
 def mutation_result(mechanism: str) -> tuple[int, int] | None:
-    """Mutants killed and run, as the last recorded `attnspec mutants` says; None without a record."""
+    """Mechanical mutants killed and run, the equivalent ones among them, as last recorded; None without a record."""
     path = _folder(attnspec.perf) / "results" / f"mutants.{mechanism}.json"
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
-        return int(recorded["killed"]), int(recorded["total"])
+        return int(recorded["killed"]), int(recorded["total"]) + int(recorded["equivalent"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -158,25 +169,10 @@ def _functions(path: Path) -> set[str]:
 
 
 def _implementations(mechanism: str) -> Iterator[tuple[str, bool]]:
-    """Functions in `impls/` described with `@candidate(mechanism=...)`, and whether each is differentiable."""
+    """Modules of `impls/` with a function of the mechanism's name, and whether they define a backward pass."""
     for path in sorted(_folder(attnspec.impls).glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in tree.body:
-            if not isinstance(node, ast.FunctionDef):
-                continue
-            for decorator in node.decorator_list:
-                if isinstance(decorator, ast.Call) and _last_name(decorator.func) == "candidate":
-                    stated = {keyword.arg: keyword.value for keyword in decorator.keywords}
-                    if _literal(stated.get("mechanism")) == mechanism:
-                        yield node.name, _literal(stated.get("differentiable")) is not False
-
-
-def _last_name(node: ast.expr) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-
-
-def _literal(node: ast.expr | None) -> Any:
-    try:
-        return None if node is None else ast.literal_eval(node)
-    except ValueError:
-        return None
+        if any(isinstance(node, ast.FunctionDef) and node.name == mechanism for node in tree.body):
+            classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+            methods = {item.name for node in classes for item in node.body if isinstance(item, ast.FunctionDef)}
+            yield path.stem, "backward" in methods

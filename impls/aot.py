@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from attnspec.impls.engines.softmax_launch import Launch
 
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
-# What one thread block may have. CUDA C++ programming guide, technical specifications per compute capability: 163 KiB for
-# 8.0, 227 KiB for 9.0 and 10.0. AMD Instinct MI300 (CDNA3) ISA: 64 KiB of LDS.
+# What one thread block may have. CUDA C++ programming guide, technical specifications per compute capability: 163 KiB
+# for 8.0, 227 KiB for 9.0 and 10.0. AMD Instinct MI300 (CDNA3) ISA: 64 KiB of LDS.
 SHARED_LIMIT = {"cuda:80": 163 * 1024, "cuda:90": 227 * 1024, "cuda:100": 227 * 1024, "hip:gfx942": 64 * 1024}
 CUDA_MIX = ("HGMMA", "UTCHMMA", "UTCQMMA", "HMMA", "FFMA", "LDGSTS", "UTMALDG", "LDG", "STL", "LDL", "MUFU.EX2")
 AMD_MIX = ("v_mfma", "v_fma_f32", "buffer_load", "global_load", "scratch_store", "scratch_load", "v_exp_f32")
@@ -202,14 +202,14 @@ def markdown(records: list[Record], about: dict[str, str]) -> str:
     lines = [
         "# Kernels compiled ahead of time",
         "",
-        "Written by `python -m attnspec.impls.aot --json perf/results/aot_softmax.json --markdown docs/aot.md`; do not edit.",
-        "No GPU is needed and none was used: these are facts about the binaries, not timings. A spill, or more shared memory",
-        "than the target has, fails.",
+        "Written by `python -m attnspec.impls.aot --json perf/results/aot_softmax.json --markdown docs/aot.md`;",
+        "do not edit. No GPU is needed and none was used: these are facts about the binaries, not timings.",
+        "A spill, or more shared memory than the target has, fails.",
         "",
         f"Triton {about['triton']}, torch {about['torch']}. {len(records)} binaries of "
         f"{len({r.variant for r in records})} variants, {len(bad)} failed.",
         "",
-        "| target | binaries | most registers | most shared memory | spills | with tensor cores | with asynchronous copies |",
+        "| target | binaries | most registers | most shared memory | spills | with tensor cores | with async copies |",
         "|---|---|---|---|---|---|---|",
     ]
     tensor_core = ("HGMMA", "UTCHMMA", "HMMA", "v_mfma")
@@ -222,8 +222,8 @@ def markdown(records: list[Record], about: dict[str, str]) -> str:
         lines.append(f"| {target} | {len(rows)} | {registers} | {shared} | {spills} | {cores} | {copies} |")
     lines += [
         "",
-        "float32 products are IEEE (no TF32) and use no tensor cores on CUDA. Names: kernel, options, dtype, head sizes D x E,",
-        "tile (queries x keys, w warps, s stages). Options and sizes of a name: `impls/aot_variants.py`.",
+        "float32 products are IEEE (no TF32) and use no tensor cores on CUDA. Names: kernel, options, dtype, head",
+        "sizes D x E, tile (queries x keys, w warps, s stages). Options and sizes of a name: `impls/aot_variants.py`.",
     ]
     for target in sorted({r.target for r in records}, key=TARGETS.index):
         lines += [

@@ -73,7 +73,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel to compile. `kernel` is the name of its launch: forward, decode, merge, row_term, dq, dkv, dbias, *_repair."""
+    """One kernel to compile. `kernel` is its launch: forward, decode, merge, row_term, dq, dkv, dbias, *_repair."""
 
     kernel: str
     feature: str
@@ -84,12 +84,10 @@ class Variant:
 
     @property
     def name(self) -> str:
-        tile = (
-            ""
-            if self.tile is None
-            else f"-{self.tile.block_m}x{self.tile.block_n}w{self.tile.warps}s{self.tile.stages}"
-        )
-        return f"{self.kernel}-{self.feature}-{self.dtype}-{self.D}x{self.E}{tile}"
+        name = f"{self.kernel}-{self.feature}-{self.dtype}-{self.D}x{self.E}"
+        if self.tile is None or self.kernel.endswith("_repair"):  # a repair's own tile follows from its target
+            return name
+        return f"{name}-{self.tile.block_m}x{self.tile.block_n}w{self.tile.warps}s{self.tile.stages}"
 
 
 def problem(feature: str, dtype: str, D: int, E: int, queries: int = N) -> Problem:

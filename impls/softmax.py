@@ -121,8 +121,8 @@ def softmax_attention(
     """Softmax attention over [b, h, i, d] tensors with any strides; returns (O [b, h, i, e], LSE [b, h, i] in float32).
 
     Args:
-        Q: queries [b, h, i, d]. K, V: keys [b, g, j, d], values [b, g, j, e]. Head h reads key/value head h // (H / Hk).
-            All of one dtype: fp16, bf16 or fp32. Head sizes d and e are 1..256 and may differ.
+        Q: queries [b, h, i, d]. K, V: keys [b, g, j, d], values [b, g, j, e]. Head h reads key/value head
+            h // (H / Hk). All of one dtype: fp16, bf16 or fp32. Head sizes d and e are 1..256 and may differ.
         bias: [b|1, h|1, i|1, j], added to the scaled and capped logits; -inf removes the pair.
         mask: bool [b|1, h|1, i|1, j], True = attend. dropout_mask: bool [b, h, i, j], True = keep.
         sink: [h], a logit that joins the normalizer and carries no value.

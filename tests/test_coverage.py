@@ -45,16 +45,16 @@ def test_the_totals_account_for_every_paper() -> None:
     assert totals.papers == len(papers()) == totals.papers_done + totals.papers_planned + totals.papers_without
 
 
-def test_an_implementation_is_found_by_its_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_implementation_is_a_function_of_the_mechanisms_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "softmax.py").write_text(
-        "import attnspec\n"
-        '@attnspec.candidate(mechanism="one")\ndef one(q): ...\n'
-        '@candidate(mechanism="two", differentiable=False)\ndef two(q): ...\n'
-        '@other(mechanism="three")\ndef three(q): ...\n'
+        "class Function:\n    def backward(ctx): ...\ndef one(q): ...\nclass Other:\n    def three(self): ...\n"
     )
+    (tmp_path / "linear.py").write_text("def two(q): ...\n")
     monkeypatch.setattr(coverage, "_folder", lambda package: tmp_path)
-    assert dict(coverage._implementations("one")) == {"one": True}
-    assert dict(coverage._implementations("two")) == {"two": False}
+    assert dict(coverage._implementations("one")) == {"softmax": True}
+    assert dict(coverage._implementations("two")) == {"linear": False}
     assert dict(coverage._implementations("three")) == {}
 
 
@@ -62,9 +62,9 @@ def test_mutants_are_those_of_the_recorded_run(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(coverage, "_folder", lambda package: tmp_path)
     assert coverage.mutation_result("m") is None
     (tmp_path / "results").mkdir()
-    path = tmp_path / "results" / "mutants.m.json"
-    path.write_text(json.dumps({"killed": 3, "total": 4}))
-    assert coverage.mutation_result("m") == (3, 4)
+    path = coverage.record({"mechanism": "m", "killed": 3, "total": 4, "equivalent": 2, "mutants": [1, 2]})
+    assert json.loads(path.read_text()) == {"mechanism": "m", "killed": 3, "total": 4, "equivalent": 2}
+    assert coverage.mutation_result("m") == (3, 6)
     path.write_text("{")
     assert coverage.mutation_result("m") is None
 
@@ -75,5 +75,5 @@ def test_the_document_and_the_table_agree() -> None:
     assert json.loads(json.dumps(document)) == document
     for row in document["mechanisms"]:
         line = next(line for line in table.splitlines() if line.startswith(f"| {row['name']} "))
-        assert f"| {row['invariants']} | {row['identities']} | {row['claims']} |" in line
+        assert f"| {row['invariants']} | {row['identities']} | {row['proved']} | {row['claims']} |" in line
     assert f"{document['totals']['papers']} papers" in table

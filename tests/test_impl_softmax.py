@@ -12,6 +12,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported anyw
 
 import inspect
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -370,6 +372,33 @@ def test_split_decode_from_pages_equals_dense_keys() -> None:
     config = TileConfig(16, 16, 1, 1, splits=3)
     for got, want in zip(run(paged(x, 7), config), run(x, config)):
         close(got, want, 1e-6)
+
+
+@pytest.mark.parametrize("axis", [2, 3], ids=["positions", "features"])
+@pytest.mark.parametrize("name", ["Q", "K", "V", "bias", "mask"])
+def test_offsets_beyond_32_bits_are_right(name: str, axis: int) -> None:
+    """Strides of 2^27 and more over a storage of 4 GiB, of which only the touched pages exist."""
+    x = tensors(B=1, H=1, Hk=1, N=17, M=17, D=16, E=16, dtype=torch.float16)
+    x |= {"bias": torch.randn(1, 1, 17, 17).half(), "mask": torch.rand(1, 1, 17, 17) < 0.7}
+    small = x[name]
+    step = 2**31 // (small.shape[axis] - 1)
+    storage = torch.empty(2**31 + 4096, dtype=small.dtype)
+    strides = [0, 0, step, 1] if axis == 2 else [0, 0, 1, step]
+    far = storage.as_strided(small.shape, strides).copy_(small)
+    for got, want in zip(run(x | {name: far}), run(x)):
+        assert torch.equal(got, want)
+
+
+def test_tensors_on_the_cpu_are_refused_by_kernels_for_an_accelerator() -> None:
+    program = (
+        "import torch; from attnspec.impls.softmax import softmax_attention; x = torch.zeros(1, 1, 2, 4)\n"
+        "try: softmax_attention(x, x, x)\n"
+        "except NotImplementedError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "0"}
+    )
+    assert "set TRITON_INTERPRET=1 before importing Triton" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("kind", ["forward", "decode"])

@@ -252,7 +252,7 @@ def _with_sink(torch: Any, out: Any, LSE: Any, sink: Any) -> tuple[Any, Any]:
     """The sink enters after the fact, as PyTorch's examples do it: weights shrink by sigmoid(LSE - sink)."""
     logit = sink.to(LSE.dtype)[None, :, None]
     # A row without keys (LSE -inf) stays 0 whatever the sink, -inf included.
-    shrink = torch.sigmoid(torch.where(LSE == -torch.inf, LSE, LSE - logit))[..., None]
+    shrink = torch.sigmoid(torch.where(torch.isneginf(LSE), LSE, LSE - logit))[..., None]
     return (out.to(LSE.dtype) * shrink).to(out.dtype), torch.logaddexp(LSE, logit)
 
 

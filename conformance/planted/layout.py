@@ -117,7 +117,7 @@ plant(
     "offsets_in_16_bits",
     "element offsets wrap at 16 bits (a cheap stand-in for 32)",
     evidence=("Dao-AILab/flash-attention@b62d93f3", "pytorch/pytorch#187225", "ggml-org/llama.cpp#23610"),
-    region="head",
+    region="block",
     witness=Witness({"H": 4, "Hk": 4, "N": 2, "M": 129, "D": 64}, {"causal": True}),
 )
 plant(

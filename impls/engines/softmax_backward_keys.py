@@ -27,7 +27,8 @@ def softmax_dkv_kernel(
     H, N, M, left, right, chunk, sink_tokens, tiles, flag_tiles, scale, softcap, drop_scale,
     D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_PAD: tl.constexpr, G: tl.constexpr,
     BOTTOM_RIGHT: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_CHUNK: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr, REPAIR: tl.constexpr, FLAG_BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr, REPAIR: tl.constexpr, FLAG_BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Program: the keys of one tile of one key/value head of one batch entry."""
     HAS_BIAS: tl.constexpr = BIAS is not None

@@ -57,8 +57,8 @@ def _read(table: str) -> dict[int, list[TileConfig]]:
 INTERPRETED = [TileConfig(32, 32, 1, 1), TileConfig(16, 64, 1, 1), TileConfig(64, 16, 1, 1)]
 
 # (kernel, bytes per element, whether pairs carry data of their own, vendor) -> configurations by head size.
-# Pairs carry data where a tensor over [query, key] is read (bias, mask, dropout), where sequences are packed, and with a
-# softcap: registers are then scarce and tiles smaller.
+# Pairs carry data where a tensor over [query, key] is read (bias, mask, dropout), where sequences are packed, and with
+# a softcap: registers are then scarce and tiles smaller.
 _TABLE: dict[tuple[Kind, int, bool, str], dict[int, list[TileConfig]]] = {
     ("forward", 2, False, "cuda"): _read("""
         64: 128x64w4s3 64x64w4s2

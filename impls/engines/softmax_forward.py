@@ -9,8 +9,8 @@ them.
 Products are accumulated in float32; weights are rounded to the values' dtype before the product with V. What is
 masked cannot leak, not even NaN: keys and values outside the lengths are not read; and where the product of a tile is
 not finite a flag is raised, upon which a second launch (REPAIR) takes that tile's product again over the kept pairs
-only (bit for bit what finite values there would have given). Where the keys that a row sees do not depend on the row,
-masked values never enter a product and the second launch is left out.
+only. Where the keys that a row sees do not depend on the row, masked values never enter a product and the second
+launch is left out.
 
 Launched by `attnspec.impls.softmax` and compiled ahead of time by `attnspec.impls.aot`.
 """

@@ -9,7 +9,7 @@ ahead-of-time compiler plans on tensors without storage and compiles the very sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -110,20 +110,36 @@ def _rows_differ(p: Problem) -> bool:
 
 
 def _launches(
-    name: str, kernel: Any, programs: int, p: Problem, arguments: dict[str, Any], tile: TileConfig
-) -> list[Launch]:
-    """One launch; where rows of a tile may see different keys, a second one for the tiles that came out not finite."""
-    arguments = arguments | {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "FLAG": None}
-    differ = _rows_differ(p) and "FLAG" in kernel.arg_names
-    if differ:
-        arguments["FLAG"] = torch.empty(programs, dtype=torch.int32, device=p.Q.device)
-    return [
-        Launch(
-            name + ("_repair" if repair else ""), kernel, programs,
-            {n: (arguments | {"REPAIR": repair})[n] for n in kernel.arg_names}, tile,
-        )
-        for repair in ((False, True) if differ else (False,))
-    ]  # fmt: skip
+    name: str, kernel: Any, tile: TileConfig, size: int, others: int, p: Problem, arguments: dict[str, Any],
+    repair_tile: TileConfig | None, axis: str = "block_m",
+) -> list[Launch]:  # fmt: skip
+    """One launch; where rows of a tile may see different keys, a second one for the tiles that came out not finite.
+
+    Programs own tiles of `axis` of an axis of `size` rows, times `others`. The repair takes `repair_tile`, whose rows
+    must divide the tile's: its loop holds more in registers.
+    """
+    rows = getattr(tile, axis)
+    tiles = -(-size // rows)
+    flags = None
+    if _rows_differ(p) and "FLAG" in kernel.arg_names:
+        flags = torch.empty(tiles * others, dtype=torch.int32, device=p.Q.device)
+    out = []
+    for repair, own in ((False, tile), (True, repair_tile or tile)):
+        if repair and flags is None:
+            continue
+        count = -(-size // getattr(own, axis))
+        given = arguments | {
+            "BLOCK_M": own.block_m, "BLOCK_N": own.block_n, "tiles": count, "flag_tiles": tiles, "FLAG": flags,
+            "FLAG_BLOCK": rows, "REPAIR": repair,
+        }  # fmt: skip
+        taken = {name: given[name] for name in kernel.arg_names}
+        out.append(Launch(name + ("_repair" if repair else ""), kernel, count * others, taken, own))
+    return out
+
+
+def _smaller(tile: TileConfig, axis: str, target: Target | None) -> TileConfig:
+    """The tile of a repair on a device: 16 rows. In the interpreter, which has room, the tile itself."""
+    return tile if target is None else replace(tile, **{axis: 16}, warps=4, stages=1)
 
 
 def has_pair_data(p: Problem) -> bool:
@@ -153,7 +169,7 @@ def is_decode(p: Problem) -> bool:
 def plan_forward(
     p: Problem, config: TileConfig | None, target: Target | None, processors: int
 ) -> tuple[list[Launch], Tensor, Tensor]:
-    """The launches that compute O and LSE, and the two tensors, not yet written. Needs at least one query and one key."""
+    """The launches that compute O and LSE, and the two tensors, not yet written. Needs a query and a key at least."""
     decode = is_decode(p) or (config is not None and config.splits > 0)
     tile = _tile("decode" if decode else "forward", p, config, target)
     pack = p.G if decode else 1
@@ -171,11 +187,13 @@ def plan_forward(
         part_lse = torch.empty((splits, *LSE.shape), dtype=torch.float32, device=p.Q.device)
     arguments = _arguments(p) | {
         "O": part, "LSE": part_lse, "SINK": sink if splits == 1 else None,
-        **_strides("o", part, "sbhie"), **_strides("l", part_lse, "sbhi"), "tiles": tiles, "PACK": pack,
-        "SPLITS": splits,
+        **_strides("o", part, "sbhie"), **_strides("l", part_lse, "sbhi"), "PACK": pack, "SPLITS": splits,
     }  # fmt: skip
     name = "decode" if decode else "forward"
-    launches = _launches(name, softmax_forward_kernel, programs * splits, p, arguments, tile)
+    # Splits share out the keys of a whole tile: a repair in other tiles would share them out differently.
+    repair = tile if splits > 1 else _smaller(tile, "block_m", target)
+    others = splits * (p.H // pack) * p.B
+    launches = _launches(name, softmax_forward_kernel, tile, p.N * pack, others, p, arguments, repair)
     if splits > 1:
         merge = {
             "PART": part, "PART_LSE": part_lse, "SINK": sink, "O": O, "LSE": LSE,
@@ -206,28 +224,29 @@ def plan_backward(
     ]
     if wanted.get("Q"):
         tile = _tile("dq", p, config, target)
-        tiles = -(-p.N // tile.block_m)
         out["Q"] = torch.empty(p.Q.shape, dtype=p.Q.dtype, device=device)
-        extra = {"DQ": out["Q"], **_strides("dq", out["Q"], "bhid"), "tiles": tiles}
-        launches += _launches("dq", softmax_dq_kernel, tiles * p.H * p.B, p, arguments | extra, tile)
+        extra = {"DQ": out["Q"], **_strides("dq", out["Q"], "bhid")}
+        repair = _smaller(tile, "block_m", target)
+        launches += _launches("dq", softmax_dq_kernel, tile, p.N, p.H * p.B, p, arguments | extra, repair)
     if wanted.get("K") or wanted.get("V"):
         tile = _tile("dkv", p, config, target)
-        tiles = -(-p.M // tile.block_n)
         out["K"] = torch.empty(p.K.shape, dtype=p.K.dtype, device=device)
         out["V"] = torch.empty(p.V.shape, dtype=p.V.dtype, device=device)
         extra = {
             "DK": out["K"], "DV": out["V"], **_strides("dk", out["K"], "bgjd"), **_strides("dv", out["V"], "bgje"),
-            "tiles": tiles,
         }  # fmt: skip
-        launches += _launches("dkv", softmax_dkv_kernel, tiles * p.Hk * p.B, p, arguments | extra, tile)
+        repair = _smaller(tile, "block_n", target)
+        launches += _launches("dkv", softmax_dkv_kernel, tile, p.M, p.Hk * p.B, p, arguments | extra, repair, "block_n")
     if wanted.get("bias") and bias_shape is not None:
         tile = _tile("dbias", p, config, target)
         out["bias"] = torch.empty(bias_shape, dtype=torch.float32, device=device)
         programs = -(-p.M // tile.block_n) * -(-bias_shape[2] // tile.block_m) * bias_shape[0] * bias_shape[1]
         extra = {
             "DBIAS": out["bias"], **_strides("db", out["bias"], "bhij"), "bias_B": bias_shape[0],
-            "bias_H": bias_shape[1],
-            "bias_N": bias_shape[2],
+            "bias_H": bias_shape[1], "bias_N": bias_shape[2], "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
         }  # fmt: skip
-        launches += _launches("dbias", softmax_dbias_kernel, programs, p, arguments | extra, tile)
+        given = arguments | extra
+        launches.append(
+            Launch("dbias", softmax_dbias_kernel, programs, {n: given[n] for n in softmax_dbias_kernel.arg_names}, tile)
+        )
     return launches, out

@@ -35,7 +35,7 @@ def segment_tables(
     chunk: int | None,
     sink_tokens: int,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """int32 tensors: over queries [b, i] `q_seg q_pos q_first q_last`, over keys [b, j] `k_seg k_loc k_first k_last`."""
+    """int32 tensors: per query [b, i] `q_seg q_pos q_first q_last`, per key [b, j] `k_seg k_loc k_first k_last`."""
     # Ids may be any integers: their ranks fit 32 bits, and the shift keeps the sign.
     names = torch.unique(torch.cat([q_segment.long().flatten(), kv_segment.long().flatten()]))
     shift = torch.searchsorted(names, torch.zeros(1, dtype=torch.long, device=names.device))

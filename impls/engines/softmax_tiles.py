@@ -105,7 +105,7 @@ def query_range(
     first, last, off, nq, left, right, chunk, sink_tokens,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """The queries [lo, hi) that may see one of the local key positions first..last, and [full_lo, full_hi) that see all."""
+    """The queries [lo, hi) that may see one of the local key positions first..last, [full_lo, full_hi) that see all."""
     lo = 0
     hi = nq
     full_lo = 0

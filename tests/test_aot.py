@@ -1,0 +1,115 @@
+"""The ahead-of-time compiler: a subset compiles for every target, what does not fit is rejected, the table is fresh."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "perf/results/aot_softmax.json"
+PAGE = ROOT / "docs/aot.md"
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter: this process may have loaded Triton for its interpreter, where nothing can be compiled."""
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *arguments],
+        capture_output=True, text=True, env=clean | environment, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def judged(*variants: tuple[str, str]) -> list[dict[str, Any]]:
+    """Records of (expression of a Variant, target), all compiled in one process."""
+    program = (
+        "import json, dataclasses\n"
+        "from attnspec.impls.aot import judge\n"
+        "from attnspec.impls.aot_variants import Variant\n"
+        "from attnspec.impls.engines.softmax_configs import TileConfig\n"
+        f"work = [{', '.join(f'({expression}, {target!r})' for expression, target in variants)}]\n"
+        "print(json.dumps([dataclasses.asdict(judge(v, t)) for v, t in work]))\n"
+    )
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
+    records: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return records
+
+
+TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
+MATRIX = {"cuda:80": "HMMA", "cuda:90": "HGMMA", "cuda:100": "UTCHMMA", "hip:gfx942": "v_mfma"}
+
+
+def test_kernels_compile_for_every_target_with_its_matrix_instructions_and_without_spills() -> None:
+    forward = 'Variant("forward", "causal", "bf16", 64, 64, TileConfig(64, 64, 4, 2))'
+    keys = 'Variant("dkv", "lengths", "fp16", 32, 32, TileConfig(64, 32, 4, 1))'
+    records = judged(*((forward, target) for target in TARGETS), (keys, "cuda:80"), (keys, "hip:gfx942"))
+    for record in records:
+        assert record["ok"], record
+        assert 0 < record["registers"] <= 512 and record["shared"] > 0 and record["spills"] == 0
+    for record in records[:4]:
+        assert record["mix"].get(MATRIX[record["target"]], 0) > 0, record
+    for record in records[:3]:
+        assert record["mix"].get("LDGSTS", 0) > 0, "no asynchronous copies"
+
+
+def test_a_kernel_that_spills_or_takes_too_much_shared_memory_is_rejected() -> None:
+    spilling = 'Variant("dkv", "everything", "bf16", 64, 64, TileConfig(64, 64, 4, 1))'
+    large = 'Variant("forward", "causal", "bf16", 128, 128, TileConfig(64, 64, 4, 4))'
+    spill, shared = judged((spilling, "cuda:80"), (large, "hip:gfx942"))
+    assert not spill["ok"] and "spills" in spill["problem"] and spill["spills"] > 0
+    assert not shared["ok"] and "shared memory" in shared["problem"] and shared["shared"] > 65536
+
+
+def test_the_command_reports_and_exits_as_documented(tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    done = python(
+        "-m", "attnspec.impls.aot", "--targets", "cuda:90", "--jobs", "1", "--only", "merge-plain-bf16-64x64",
+        "--json", str(target), "--markdown", str(tmp_path / "out.md"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "1 binaries for cuda:90: 1 fit, 0 do not\n"
+    (record,) = json.loads(target.read_text())["records"]
+    assert record["variant"] == "merge-plain-bf16-64x64" and record["ok"]
+    assert "| merge-plain-bf16-64x64 |" in (tmp_path / "out.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--targets", "cuda:70"], {}, "unknown target 'cuda:70'; known: cuda:80"),
+        (["--only", "no-such-kernel"], {}, "no variant's name contains 'no-such-kernel'"),
+        ([], {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET is set"),
+    ],
+    ids=["target", "only", "interpreter"],
+)
+def test_what_cannot_be_compiled_exits_with_2(arguments: list[str], environment: dict[str, str], message: str) -> None:
+    done = python("-m", "attnspec.impls.aot", *arguments, **environment)
+    assert done.returncode == 2 and message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_committed_table_holds_every_documented_variant_and_no_failure() -> None:
+    from attnspec.impls.aot import parse_target
+    from attnspec.impls.aot_variants import variants
+
+    records = json.loads(TABLE.read_text())["records"]
+    have = {(r["target"], r["variant"]) for r in records}
+    want = {(target, v.name) for target in TARGETS for v in variants(parse_target(target))}
+    assert have == want
+    assert all(r["ok"] and r["spills"] == 0 for r in records)
+
+
+def test_the_page_is_made_from_the_committed_table() -> None:
+    from attnspec.impls.aot import Record, markdown
+
+    table = json.loads(TABLE.read_text())
+    assert PAGE.read_text() == markdown([Record(**r) for r in table["records"]], table["about"])
