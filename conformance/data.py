@@ -19,6 +19,7 @@ import numpy as np
 from attnspec.conformance import probes, semantics, shapes, values
 from attnspec.conformance.case_id import CaseError
 from attnspec.conformance.exhaustive import SCOPES, scope
+from attnspec.conformance.recipes import RECIPES
 from attnspec.conformance.types import Case, CaseData
 from attnspec.spec.language import SpecError, static_value
 from attnspec.spec.mechanism import Mechanism, load
@@ -36,7 +37,7 @@ VALUE_SENTINEL = 2.0**8
 
 def recipes() -> tuple[str, ...]:
     """Every name that may stand in the values part of a case id."""
-    return (*values.RECIPES, *HIDDEN, *REFUSALS, *probes.RECIPES, *SCOPES)
+    return (*RECIPES, *HIDDEN, *REFUSALS, *probes.RECIPES, *SCOPES)
 
 
 def build(case: Case, declares: Mapping[str, Any] | None = None, *, mechanism: Mechanism | None = None) -> CaseData:

@@ -158,10 +158,9 @@ def variants(target: Target) -> Iterator[Variant]:
                     yield Variant(kind, feature, dtype, D, E, tile)
                 worst = "paged_everything" if kind == "decode" else "everything"
                 yield Variant(kind, worst, dtype, D, E, tiles(kind, worst, dtype, D, E)[0])
-            for kernel in ("forward_repair", "dq_repair", "dkv_repair"):
-                kind = kernel.removesuffix("_repair")  # type: ignore[assignment]
-                if dtype == "bf16":
-                    yield Variant(kernel, "causal", dtype, D, E, tiles(kind, "causal", dtype, D, E)[0])
+            for kind in kinds if dtype == "bf16" else ():
+                feature = "paged" if kind == "decode" else "causal"
+                yield Variant(f"{kind}_repair", feature, dtype, D, E, tiles(kind, feature, dtype, D, E)[0])
             yield Variant("dbias", "everything", dtype, D, E, tiles("dbias", "everything", dtype, D, E)[0])
             yield Variant("merge", "plain", dtype, D, E, None)
             yield Variant("row_term", "plain", dtype, D, E, None)

@@ -8,6 +8,7 @@ import pytest
 from attnspec.conformance import shapes, values
 from attnspec.conformance.case_id import make
 from attnspec.conformance.data import HIDDEN, KEY_SENTINEL, build, empty_rows, visible
+from attnspec.conformance.recipes import RECIPES
 from attnspec.conformance.types import CaseData
 from attnspec.spec import load
 from attnspec.spec.language.formats import round_to
@@ -34,7 +35,7 @@ def logits(spec: Mechanism, given: CaseData) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("recipe", list(values.RECIPES))
+@pytest.mark.parametrize("recipe", list(RECIPES))
 def test_every_recipe_is_representable_in_the_dtype(spec: Mechanism, recipe: str, dtype: str) -> None:
     given = data(spec, recipe, dtype=dtype, inputs=("bias", "mask", "sink"))
     for name, array in given.inputs.items():

@@ -146,8 +146,11 @@ def test_poison_in_padding_does_not_reach_gradients() -> None:
         assert torch.equal(ours(x | bad, poisoned, dLSE)[2][name], want), name
 
 
-def test_poison_reaches_only_the_gradients_of_pairs_that_see_it() -> None:
-    x = tensors(B=1, H=2, Hk=1, N=20, M=20) | {"causal": True}
+@pytest.mark.parametrize(
+    "rule", [{"causal": True}, {"mask": torch.ones(1, 1, 20, 20).tril().bool()}], ids=["causal", "mask"]
+)
+def test_poison_reaches_only_the_gradients_of_pairs_that_see_it(rule: dict[str, Any]) -> None:
+    x = tensors(B=1, H=2, Hk=1, N=20, M=20) | rule
     dO, _ = cotangents(x)
     clean = ours(x, dO, None)[2]
     bad = x | {"K": x["K"].clone(), "V": x["V"].clone()}
