@@ -8,4 +8,6 @@ from attnspec.conformance.coverage import table
 readme = Path(__file__).resolve().parent.parent / "README.md"
 text = readme.read_text(encoding="utf-8")
 part = f"<!-- coverage -->\n{table()}\n<!-- end -->"
-readme.write_text(re.sub(r"<!-- coverage -->\n.*?<!-- end -->", lambda _: part, text, flags=re.DOTALL), encoding="utf-8")
+readme.write_text(
+    re.sub(r"<!-- coverage -->\n.*?<!-- end -->", lambda _: part, text, flags=re.DOTALL), encoding="utf-8"
+)

@@ -1,7 +1,7 @@
 """Two small kernels to try the suite on: one is right, one has a bug that random tests at square shapes do not see.
 
-    attnspec check examples/my_kernels.py:attention --mechanism softmax_attention
-    attnspec check examples/my_kernels.py:attention_with_a_bug --mechanism softmax_attention
+attnspec check examples/my_kernels.py:attention --mechanism softmax_attention
+attnspec check examples/my_kernels.py:attention_with_a_bug --mechanism softmax_attention
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from attnspec.spec.language import (
     Declarations,
     InputDecl,
@@ -27,7 +29,6 @@ from attnspec.spec.language import (
     read,
     read_expression,
 )
-from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
 

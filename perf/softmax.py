@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from attnspec.spec import load
 
 Function = Callable[[Any, Any, Any, bool], Any]
@@ -226,6 +227,7 @@ def _equations(q: Any, k: Any, v: Any, causal: bool) -> Any:
 
 def _reference(q: Any, k: Any, v: Any, causal: bool) -> Any:
     import torch
+
     from attnspec.reference.softmax_attention import softmax_attention
 
     arrays = [tensor.double().numpy() for tensor in (q, k, v)]

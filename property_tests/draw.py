@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from hypothesis import assume
+from hypothesis import strategies as st
+
 from attnspec.spec.language import InputDecl, SpecError, read_expression, static_value
 from attnspec.spec.language.syntax import Name
 from attnspec.spec.laws import Draw, Law, Trial
 from attnspec.spec.mechanism import Mechanism
-from hypothesis import assume
-from hypothesis import strategies as st
 
 
 def size_of(mechanism: Mechanism, index: str, sizes: Mapping[str, int]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import sympy
+
 from attnspec.property_tests.draw import size_of
 from attnspec.spec.language.prove import Counterexample, prove_equal
 from attnspec.spec.language.symbolic import sympy_evaluate

@@ -11,13 +11,14 @@ import os
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
 from attnspec.property_tests import implementations
 from attnspec.property_tests.checking import violation
 from attnspec.property_tests.draw import trials
 from attnspec.spec import load, mechanisms
 from attnspec.spec.laws import Law, Trial, laws
 from attnspec.spec.mechanism import Mechanism
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 

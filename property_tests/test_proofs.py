@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from attnspec.property_tests.proofs import prove
 from attnspec.property_tests.test_laws import broken
 from attnspec.spec import load, mechanisms

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
 from attnspec.spec.language import (
     EXACT,
     Arithmetic,

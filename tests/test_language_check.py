@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from attnspec.spec.language import Declarations, SpecError, kind_of, read, read_expression
 from attnspec.spec.language.syntax import OptionDecl
 from attnspec.tests.language_build import ATTENTION, attention, declared

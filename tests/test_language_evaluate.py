@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from attnspec.perf import language as language_perf
 from attnspec.spec.language import (
     Declarations,

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from attnspec.spec.language import SpecError, round_to, unit_roundoff
 from attnspec.spec.language.formats import FORMATS, format_of
 

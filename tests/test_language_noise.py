@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from attnspec.spec.language import RoundingModel, SpecError, evaluate, read, round_to, sigma, unit_roundoff
 from attnspec.spec.language.arithmetic import Arithmetic
 from attnspec.spec.language.backend import Backend

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from attnspec.spec.language import EvaluationError, evaluate, read
 from attnspec.spec.language.syntax import OptionDecl
 from attnspec.tests.language_build import declared

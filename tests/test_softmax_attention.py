@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from attnspec.spec import SpecError, load
 
 MECHANISM = load("softmax_attention")

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from attnspec.spec.language.arithmetic import EXACT, SAMPLES, Arithmetic
 from attnspec.spec.language.arrays import Evaluator
 from attnspec.spec.language.backend import Backend, backend_for

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from attnspec.spec.language.errors import SpecError
 from numpy.typing import ArrayLike, NDArray
+
+from attnspec.spec.language.errors import SpecError
 
 
 @dataclass(frozen=True)

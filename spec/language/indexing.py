@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+
 from attnspec.spec.language.backend import Array, Backend
 from attnspec.spec.language.named import Named, spread, union
 

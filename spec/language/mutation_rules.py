@@ -320,8 +320,11 @@ def _like(name: str, axes: tuple[str | None, ...], context: Context) -> Iterator
     fitting = []
     for number, other in enumerate(pool):
         theirs = _axes(other, program)
-        if other != name and theirs is not None and len(theirs) == len(axes) and all(
-            _same_size(a, b, program) for a, b in zip(axes, theirs)
+        if (
+            other != name
+            and theirs is not None
+            and len(theirs) == len(axes)
+            and all(_same_size(a, b, program) for a, b in zip(axes, theirs))
         ):
             fitting.append((abs(number - here), number, other))
     for _, _, other in sorted(fitting)[:2]:

@@ -30,6 +30,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
 from attnspec.spec.language.arithmetic import SAMPLES, Arithmetic
 from attnspec.spec.language.backend import Backend, backend_for
 from attnspec.spec.language.errors import SpecError
@@ -37,7 +39,6 @@ from attnspec.spec.language.evaluate import evaluate
 from attnspec.spec.language.formats import format_of, round_to, unit_roundoff
 from attnspec.spec.language.named import Named, combine, spread
 from attnspec.spec.language.syntax import Program
-from numpy.typing import NDArray
 
 _ELEMENTS = 1 << 23
 _LARGE = 1 << 22
