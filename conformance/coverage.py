@@ -94,7 +94,8 @@ def table(*, planned: bool = False) -> str:
     """The rows as a Markdown table, as it stands in the README, and a sentence on the papers."""
     account = totals()
     lines = [
-        "| mechanism | family | equations | reference | Triton | invariants | identities | laws proved | claims | mutants killed |",
+        "| mechanism | family | equations | reference | Triton "
+        "| invariants | identities | laws proved | claims | mutants killed |",
         "|---|---|---|---|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows(planned=planned):

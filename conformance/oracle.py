@@ -229,6 +229,10 @@ def _differences(
             _unjudge_gradients(spec, found, empty)
         return
     main = next(iter(spec.outputs))
+    keys = spec.resolve(data.inputs, options)[0].get(shapes.roles(spec).names.get("keys", ""), 1)
+    if keys == 0 and rule != "zero":
+        # A softmax over no key at all is an empty sum or 0/0: what a masked row yields says nothing about it.
+        rule = "undefined"
     for name, value in found.exact.items():
         where = np.broadcast_to(empty.reshape(empty.shape + (1,) * (value.ndim - empty.ndim)), value.shape)
         if name != main:

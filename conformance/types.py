@@ -17,7 +17,7 @@ Status = Literal[
 LEVELS: tuple[Level, ...] = ("smoke", "standard", "exhaustive")
 
 
-class Unsupported(NotImplementedError):
+class Unsupported(NotImplementedError):  # noqa: N818 (what a candidate raises reads as a statement)
     """A candidate refuses a case that it cannot compute. Refusing is right; computing something else is not."""
 
 

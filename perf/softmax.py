@@ -230,8 +230,8 @@ def _reference(q: Any, k: Any, v: Any, causal: bool) -> Any:
 
     from attnspec.reference.softmax_attention import softmax_attention
 
-    arrays = [tensor.double().numpy() for tensor in (q, k, v)]
-    return torch.from_numpy(softmax_attention(*arrays, causal=causal)["O"])
+    found = softmax_attention(q.double().numpy(), k.double().numpy(), v.double().numpy(), causal=causal)
+    return torch.from_numpy(found["O"])
 
 
 def _error(function: Function, q: Any, k: Any, v: Any, shape: Shape) -> float | None:

@@ -7,7 +7,6 @@ is one that nothing can violate.
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import pytest
@@ -19,8 +18,6 @@ from attnspec.property_tests.draw import trials
 from attnspec.spec import load, mechanisms
 from attnspec.spec.laws import Law, Trial, laws
 from attnspec.spec.mechanism import Mechanism
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 LAWS = [pytest.param(name, law, id=f"{name}-{law.name}") for name in mechanisms() for law in laws(load(name))]
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]

@@ -1,8 +1,8 @@
 """JAX's Pallas attention for GPUs, `jax.experimental.pallas.ops.gpu.attention.mha`, in Pallas's interpret mode.
 
 Layout [b, i, h, d]. The kernel wants one feature size, one number of heads, lengths that its blocks divide, and one row
-of segment ids for queries and keys alike. The adapter chooses blocks so that lengths with a divisor run over several
-tiles; the interpreter also takes block sizes that a GPU would not.
+of segment ids for queries and keys alike. Grouped heads are repeated before the call; the adapter chooses blocks so
+that lengths with a divisor run over several tiles; the interpreter also takes block sizes that a GPU would not.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def jax_pallas(
     jnp = library("jax.numpy", "jax")
     kernel = library("jax.experimental.pallas.ops.gpu.attention", "jax")
     (B, H, N, D), M = Q.shape, K.shape[2]
-    if K.shape[1] != H:
-        raise Unsupported("the kernel has one number of heads for queries and keys")
+    if H % K.shape[1]:
+        raise Unsupported(f"{H} query heads do not divide into {K.shape[1]} groups")
     if not B or not N or not M:
         raise Unsupported("Pallas has no grid for an empty axis")
     if causal and N > M:
@@ -95,7 +95,7 @@ def jax_pallas(
 
     def attend(Q: Any, K: Any, V: Any, segments: Any) -> Any:
         result = kernel.mha(
-            *(jnp.swapaxes(array, 1, 2) for array in (Q, K, V)),
+            *(jnp.repeat(jnp.swapaxes(array, 1, 2), H // array.shape[1], axis=2) for array in (Q, K, V)),
             segments,
             D**-0.5 if scale is None else float(scale),
             causal,

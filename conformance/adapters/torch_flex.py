@@ -163,7 +163,7 @@ def _flex(compiled: bool, short_name: str) -> Any:
         framework="torch",
         dtypes=("fp32", "fp16", "bf16", "fp64") if not compiled else ("fp32", "fp16", "bf16"),
         declares={"unseen_values": "multiplied"},
-        outputs=("O", "LSE"),
+        outputs=None if compiled else ("O", "LSE"),
         guard_outputs=False,
         short_name=short_name,
         for_function=None if compiled else "torch.nn.attention.flex_attention:flex_attention",
@@ -229,11 +229,17 @@ def _flex(compiled: bool, short_name: str) -> Any:
         elif mask_mod is not None:
             block_mask = flex.create_block_mask(mask_mod, Q.shape[0], Q.shape[1], N, M, device=Q.device)
         call = flex.flex_attention
+        if compiled and Q.device.type == "cpu" and any(given is not None and given.requires_grad for given in (Q, K, V)):
+            raise Unsupported("FlexAttention does not support backward on CPU")  # the compiler hides the library's word
         if compiled:
             torch._dynamo.reset()
             call = torch.compile(flex.flex_attention, fullgraph=True, dynamic=False)
+        # Compiled for the CPU the library returns no LSE.
+        with_lse = not compiled or Q.device.type != "cpu"
+        if sink is not None and not with_lse:
+            raise Unsupported("a sink needs the LSE, which flex_attention does not return when compiled for the CPU")
         with refusals(REFUSALS):
-            out, extra = call(
+            result = call(
                 Q,
                 K,
                 V,
@@ -241,9 +247,14 @@ def _flex(compiled: bool, short_name: str) -> Any:
                 block_mask=block_mask,
                 scale=scale,
                 enable_gqa=Q.shape[1] != K.shape[1],
-                return_aux=flex.AuxRequest(lse=True),
+                return_aux=flex.AuxRequest(lse=True) if with_lse else None,
             )
-        return (out, extra.lse) if sink is None else _with_sink(torch, out, extra.lse, sink)
+        if not with_lse:
+            return result
+        out, extra = result
+        # Without a query the library hands out None in place of an empty tensor.
+        lse = torch.empty(Q.shape[:3], dtype=torch.float32, device=Q.device) if extra.lse is None else extra.lse
+        return (out, lse) if sink is None else _with_sink(torch, out, lse, sink)
 
     return attention
 

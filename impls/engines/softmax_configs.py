@@ -7,6 +7,7 @@ not on timings.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,13 +18,18 @@ Target = tuple[str, int | str]
 
 @dataclass(frozen=True)
 class TileConfig:
-    """`block_m` query rows by `block_n` keys; `splits` divides the keys of a decode (0: chosen by the launcher)."""
+    """`block_m` query rows by `block_n` keys.
+
+    splits: divides the keys of a decode (0: chosen by the launcher). registers (CUDA): per thread; without it (0) the
+    assembler may spill a few registers for the sake of more resident warps.
+    """
 
     block_m: int
     block_n: int
     warps: int = 4
     stages: int = 2
     splits: int = 0
+    registers: int = 0
 
     def __post_init__(self) -> None:
         for name in ("block_m", "block_n"):
@@ -33,7 +39,8 @@ class TileConfig:
 
     def options(self) -> dict[str, int]:
         """Compile options in Triton's names."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        return options | ({"maxnreg": self.registers} if self.registers else {})
 
 
 def padded(size: int) -> int:
@@ -41,16 +48,14 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def _read(table: str) -> dict[int, list[TileConfig]]:
+def _read(table: str, registers: int = 0) -> dict[int, list[TileConfig]]:
     """Lines `head: MxNwWsS MxNwWsS ...`: the configurations for padded head sizes up to `head`."""
     out = {}
     for line in table.split("\n"):
         head, _, entries = line.strip().partition(":")
         if head:
-            out[int(head)] = [
-                TileConfig(*(int(x) for x in entry.replace("x", " ").replace("w", " ").replace("s", " ").split()))
-                for entry in entries.split()
-            ]
+            sizes = [[int(x) for x in re.split("[xws]", entry)] for entry in entries.split()]
+            out[int(head)] = [TileConfig(*size, registers=registers) for size in sizes]
     return out
 
 
@@ -64,10 +69,13 @@ _TABLE: dict[tuple[Kind, int, bool, str], dict[int, list[TileConfig]]] = {
         64: 128x64w4s3 64x64w4s2
         128: 128x64w8s2 64x64w4s2
         256: 64x64w8s2 64x32w8s2"""),
-    ("forward", 2, True, "cuda"): _read("""
+    ("forward", 2, True, "cuda"): _read(
+        """
         64: 64x32w4s2
         128: 64x32w4s2
-        256: 64x32w8s2"""),
+        256: 64x32w8s2""",
+        255,
+    ),
     ("forward", 2, False, "hip"): _read("""
         64: 128x64w4s2 64x64w4s2
         128: 128x64w8s2 64x64w4s2
@@ -78,11 +86,15 @@ _TABLE: dict[tuple[Kind, int, bool, str], dict[int, list[TileConfig]]] = {
         256: 64x32w4s2"""),
     ("dq", 2, False, "cuda"): _read("""
         64: 64x64w4s2 64x32w4s2
-        128: 64x32w4s2 64x64w8s2
+        128: 64x64w8s2 64x32w4s1
         256: 64x32w8s1 32x32w4s1"""),
-    ("dq", 2, True, "cuda"): _read("""
-        128: 32x32w4s1
-        256: 32x32w8s1"""),
+    ("dq", 2, True, "cuda"): _read(
+        """
+        64: 64x32w8s1
+        128: 32x32w8s1
+        256: 32x32w8s1""",
+        255,
+    ),
     ("dq", 2, False, "hip"): _read("""
         64: 64x64w4s2 64x32w4s2
         128: 64x32w4s2 64x64w4s2
@@ -93,9 +105,12 @@ _TABLE: dict[tuple[Kind, int, bool, str], dict[int, list[TileConfig]]] = {
     ("dkv", 2, False, "cuda"): _read("""
         128: 64x32w4s2 32x32w4s1
         256: 32x32w8s1 16x32w4s1"""),
-    ("dkv", 2, True, "cuda"): _read("""
+    ("dkv", 2, True, "cuda"): _read(
+        """
         128: 32x32w4s1
-        256: 32x32w8s1"""),
+        256: 32x16w8s1""",
+        255,
+    ),
     ("dkv", 2, False, "hip"): _read("""
         64: 32x64w4s1 64x64w4s1
         128: 32x64w4s1 32x32w4s1
@@ -103,18 +118,24 @@ _TABLE: dict[tuple[Kind, int, bool, str], dict[int, list[TileConfig]]] = {
     ("dkv", 2, True, "hip"): _read("""
         128: 32x32w4s1
         256: 16x16w4s1"""),
-    ("dbias", 2, True, "cuda"): _read("""
+    ("dbias", 2, True, "cuda"): _read(
+        """
         128: 32x32w4s1
-        256: 32x32w8s1"""),
+        256: 32x16w8s1""",
+        255,
+    ),
     ("dbias", 2, True, "hip"): _read("""
         128: 32x32w4s1
         256: 16x32w4s1"""),
     ("decode", 2, False, "cuda"): _read("""
         128: 16x64w4s2 16x32w4s2
         256: 16x32w4s2 16x32w4s1"""),
-    ("decode", 2, True, "cuda"): _read("""
+    ("decode", 2, True, "cuda"): _read(
+        """
         128: 16x64w4s2
-        256: 16x32w4s2"""),
+        256: 16x32w4s2""",
+        255,
+    ),
     ("decode", 2, False, "hip"): _read("""
         128: 16x64w4s2 16x32w4s2
         256: 16x32w4s1 16x16w4s1"""),
@@ -123,13 +144,14 @@ _TABLE: dict[tuple[Kind, int, bool, str], dict[int, list[TileConfig]]] = {
         256: 16x16w4s1"""),
 }
 # float32 has no tensor cores to feed on CUDA: one conservative list serves plain and other pairs alike.
-for _pairs in (False, True):
-    for _vendor in ("cuda", "hip"):
-        _TABLE["forward", 4, _pairs, _vendor] = _read("64: 32x32w4s2\n 128: 64x32w8s1\n 256: 64x32w8s1")
-        _TABLE["dq", 4, _pairs, _vendor] = _read("128: 32x32w8s1\n 256: 16x16w4s1")
-        _TABLE["dkv", 4, _pairs, _vendor] = _read("128: 32x32w8s1\n 256: 16x16w4s1")
-        _TABLE["dbias", 4, _pairs, _vendor] = _read("128: 32x32w8s1\n 256: 16x16w4s1")
-        _TABLE["decode", 4, _pairs, _vendor] = _read("128: 16x32w4s1\n 256: 16x16w4s1")
+for _vendor in ("cuda", "hip"):
+    _registers = 255 if _vendor == "cuda" else 0
+    for _pairs in (False, True):
+        _forward = "64: 32x32w4s2\n 128: 64x32w8s1\n 256: 32x32w8s1" if _pairs else "64: 32x32w4s2\n 256: 64x32w8s1"
+        _TABLE["forward", 4, _pairs, _vendor] = _read(_forward, _registers)
+        _TABLE["decode", 4, _pairs, _vendor] = _read("128: 16x32w4s1\n 256: 16x16w4s1", _registers)
+        for _kind in ("dq", "dkv", "dbias"):
+            _TABLE[_kind, 4, _pairs, _vendor] = _read("128: 32x32w8s1\n 256: 16x16w4s1", _registers)
 
 
 def configs(

@@ -137,9 +137,11 @@ def _launches(
     return out
 
 
-def _repair_tile(tile: TileConfig, target: Target | None) -> TileConfig:
+def _repair_tile(p: Problem, tile: TileConfig, target: Target | None) -> TileConfig:
     """The tile of a repair on a device: the smallest. In the interpreter, which has room, the tile itself."""
-    return tile if target is None else TileConfig(16, 16, 4, 1)
+    if target is None:
+        return tile
+    return TileConfig(16, 16, 4 if max(p.D, p.E) <= 64 else 8, 1, registers=255 if target[0] == "cuda" else 0)
 
 
 def has_pair_data(p: Problem) -> bool:
@@ -191,7 +193,7 @@ def plan_forward(
     }  # fmt: skip
     name = "decode" if decode else "forward"
     # Splits share out the keys of a whole tile: a repair in other tiles would share them out differently.
-    repair = replace(tile, warps=8, stages=1) if splits > 1 else _repair_tile(tile, target)
+    repair = replace(tile, warps=8, stages=1) if splits > 1 else _repair_tile(p, tile, target)
     others = splits * (p.H // pack) * p.B
     launches = _launches(name, softmax_forward_kernel, tile, p.N * pack, others, p, arguments, repair)
     if splits > 1:
@@ -226,7 +228,7 @@ def plan_backward(
         tile = _tile("dq", p, config, target)
         out["Q"] = torch.empty(p.Q.shape, dtype=p.Q.dtype, device=device)
         extra = {"DQ": out["Q"], **_strides("dq", out["Q"], "bhid")}
-        repair = _repair_tile(tile, target)
+        repair = _repair_tile(p, tile, target)
         launches += _launches("dq", softmax_dq_kernel, tile, p.N, p.H * p.B, p, arguments | extra, repair)
     if wanted.get("K") or wanted.get("V"):
         tile = _tile("dkv", p, config, target)
@@ -235,7 +237,7 @@ def plan_backward(
         extra = {
             "DK": out["K"], "DV": out["V"], **_strides("dk", out["K"], "bgjd"), **_strides("dv", out["V"], "bgje"),
         }  # fmt: skip
-        repair = _repair_tile(tile, target)
+        repair = _repair_tile(p, tile, target)
         launches += _launches("dkv", softmax_dkv_kernel, tile, p.M, p.Hk * p.B, p, arguments | extra, repair, "block_n")
     if wanted.get("bias") and bias_shape is not None:
         tile = _tile("dbias", p, config, target)
