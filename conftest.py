@@ -1,4 +1,4 @@
-"""Before any test module is imported: Triton decides at its import whether it interprets, and other libraries import it."""
+"""Before any test module is imported: Triton decides at its import whether it interprets, and others import it too."""
 
 from __future__ import annotations
 
