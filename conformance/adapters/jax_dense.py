@@ -6,6 +6,7 @@ returns the LSE in the dtype of the inputs, without a gradient.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,29 @@ def _refuse_rows_without_weights(
         raise Unsupported("a query whose keys are removed by a bias of -inf gets NaN or weights of masked keys")
 
 
+@functools.cache
+def _compiled(scale: float | None, causal: bool, window: tuple[int, int] | None) -> Any:
+    """The library's function in the suite's layout, compiled as a whole: once for a shape, not once for an operation."""
+    jax = library("jax", "jax")
+    jnp = library("jax.numpy", "jax")
+
+    def attend(Q: Any, K: Any, V: Any, bias: Any, mask: Any, q_length: Any, kv_length: Any) -> tuple[Any, Any]:
+        out, LSE = jax.nn.dot_product_attention(
+            *(jnp.swapaxes(array, 1, 2) for array in (Q, K, V)),
+            bias=bias,
+            mask=mask,
+            scale=scale,
+            is_causal=causal,
+            query_seq_lengths=q_length,
+            key_value_seq_lengths=kv_length,
+            local_window_size=window,
+            return_residual=True,
+        )
+        return jnp.swapaxes(out, 1, 2), jnp.swapaxes(LSE, 1, 2)
+
+    return jax.jit(attend)
+
+
 @candidate(
     mechanism=MECHANISM,
     framework="jax",
@@ -99,24 +123,8 @@ def jax_dense(
     lengths = [None if given is None else jnp.asarray(given, jnp.int32) for given in (q_length, kv_length)]
     if N == 0 or M == 0:
         raise Unsupported("XLA's softmax has no identity for an empty axis")
-
-    # Compiled as a whole, as its users do it: one compilation for a shape instead of one for each of its operations.
-    def attend(Q: Any, K: Any, V: Any, bias: Any, mask: Any, q_length: Any, kv_length: Any) -> tuple[Any, Any]:
-        out, LSE = jax.nn.dot_product_attention(
-            *(jnp.swapaxes(array, 1, 2) for array in (Q, K, V)),
-            bias=bias,
-            mask=mask,
-            scale=scale,
-            is_causal=causal,
-            query_seq_lengths=q_length,
-            key_value_seq_lengths=kv_length,
-            local_window_size=window,
-            return_residual=True,
-        )
-        return jnp.swapaxes(out, 1, 2), jnp.swapaxes(LSE, 1, 2)
-
     with refusals(REFUSALS):
-        out, LSE = jax.jit(attend)(Q, K, V, bias, mask, *lengths)
+        out, LSE = _compiled(scale, causal, window)(Q, K, V, bias, mask, *lengths)
     return out, _without_gradient(jax, jnp, LSE, out)
 
 

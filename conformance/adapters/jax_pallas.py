@@ -7,6 +7,7 @@ that lengths with a divisor run over several tiles; the interpreter also takes b
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from attnspec.conformance.adapters._library import MECHANISM, library, refusals, versions
@@ -42,6 +43,38 @@ def _common_tiles(N: int, M: int) -> tuple[int, int]:
     return N // count, M // count
 
 
+@functools.cache
+def _compiled(N: int, M: int, scale: float, causal: bool, differentiated: bool) -> Any:
+    """The kernel with the tiles for these lengths, in the suite's layout; compiled once for a shape."""
+    jax = library("jax", "jax")
+    jnp = library("jax.numpy", "jax")
+    kernel = library("jax.experimental.pallas.ops.gpu.attention", "jax")
+    backward_q, backward_k = _common_tiles(N, M)
+    sizes = kernel.BlockSizes(
+        block_q=_tiles(N),
+        block_k=_tiles(M),
+        block_q_dkv=backward_q,
+        block_kv_dkv=backward_k,
+        block_q_dq=backward_q,
+        block_kv_dq=backward_k,
+    )
+
+    def attend(Q: Any, K: Any, V: Any, segments: Any) -> Any:
+        heads = Q.shape[1]
+        result = kernel.mha(
+            *(jnp.repeat(jnp.swapaxes(array, 1, 2), heads // array.shape[1], axis=2) for array in (Q, K, V)),
+            segments,
+            scale,
+            causal,
+            sizes,
+            interpret=True,
+            return_residuals=not differentiated,
+        )
+        return jnp.swapaxes(result, 1, 2) if differentiated else (jnp.swapaxes(result[0], 1, 2), result[1])
+
+    return jax.jit(attend)
+
+
 @candidate(
     mechanism=MECHANISM,
     framework="jax",
@@ -67,7 +100,6 @@ def jax_pallas(
     """The Pallas kernel for GPUs, interpreted. O and LSE; under differentiation O alone, as the kernel demands."""
     jax = library("jax", "jax")
     jnp = library("jax.numpy", "jax")
-    kernel = library("jax.experimental.pallas.ops.gpu.attention", "jax")
     (B, H, N, D), M = Q.shape, K.shape[2]
     if H % K.shape[1]:
         raise Unsupported(f"{H} query heads do not divide into {K.shape[1]} groups")
@@ -82,28 +114,6 @@ def jax_pallas(
         if bool(jnp.any(q_segment < 0)):
             raise Unsupported("the kernel has no id for padding")
         segments = jnp.asarray(q_segment, jnp.int32)
-    backward_q, backward_k = _common_tiles(N, M)
-    sizes = kernel.BlockSizes(
-        block_q=_tiles(N),
-        block_k=_tiles(M),
-        block_q_dkv=backward_q,
-        block_kv_dkv=backward_k,
-        block_q_dq=backward_q,
-        block_kv_dq=backward_k,
-    )
     differentiated = any(isinstance(array, jax.core.Tracer) for array in (Q, K, V))
-
-    def attend(Q: Any, K: Any, V: Any, segments: Any) -> Any:
-        result = kernel.mha(
-            *(jnp.repeat(jnp.swapaxes(array, 1, 2), H // array.shape[1], axis=2) for array in (Q, K, V)),
-            segments,
-            D**-0.5 if scale is None else float(scale),
-            causal,
-            sizes,
-            interpret=True,
-            return_residuals=not differentiated,
-        )
-        return jnp.swapaxes(result, 1, 2) if differentiated else (jnp.swapaxes(result[0], 1, 2), result[1])
-
     with refusals(REFUSALS):
-        return jax.jit(attend)(Q, K, V, segments)
+        return _compiled(N, M, D**-0.5 if scale is None else float(scale), causal, differentiated)(Q, K, V, segments)

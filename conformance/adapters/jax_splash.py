@@ -8,7 +8,9 @@ documentation and refused here.
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,16 +52,20 @@ def _padded_ids(segments: tuple[Any, Any], b: int) -> tuple[Any, Any]:
     return np.pad(q_ids, (0, -q_ids.size % TILE), constant_values=keys[-1]), keys
 
 
+@dataclass(frozen=True)
 class _Pattern:
     """The positional rules of a case, as the library's mask objects and as a dense array."""
 
-    def __init__(
-        self, N: int, M: int, offset: int, causal: bool, window: tuple[int | None, int | None], chunk: int | None
-    ) -> None:
-        self.N, self.M, self.offset, self.causal, self.window, self.chunk = N, M, offset, causal, window, chunk
-        self.shape = (N + -N % TILE, M + -M % TILE)
-        if chunk is not None and (not causal or offset):
-            raise Unsupported("ChunkedCausalMask is causal and aligned at the start")
+    N: int
+    M: int
+    offset: int
+    causal: bool
+    window: tuple[int | None, int | None]
+    chunk: int | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.N + -self.N % TILE, self.M + -self.M % TILE
 
     def rules(self) -> list[Any]:
         masks = library(f"{PACKAGE}.splash_attention_mask", "jax")
@@ -111,6 +117,51 @@ class _Pattern:
             raise Unsupported("the kernel is undefined for a query that may attend to nothing")
 
 
+@functools.lru_cache(maxsize=256)
+def _compiled(
+    pattern: _Pattern,
+    heads: int,
+    single: bool,
+    scale: float,
+    softcap: float | None,
+    with_lse: bool,
+    packed: tuple[bytes, tuple[int, ...]] | None,
+) -> Any:
+    """The kernel for a pattern and a mask (its bytes and shape), in the suite's layout; compiled once for a shape.
+
+    `single`: one key head, the kernel's MQA form. The kernels differ by batch entry only where the mask does.
+    """
+    jax = library("jax", "jax")
+    jnp = library("jax.numpy", "jax")
+    kernel = library(f"{PACKAGE}.splash_attention_kernel", "jax")
+    make = kernel.make_splash_mqa if single else kernel.make_splash_mha
+    calls = [
+        make(
+            mask=pattern.masks(heads, entry),
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=True,
+            save_residuals=with_lse,
+            attn_logits_soft_cap=softcap,
+        )
+        for entry in ([None] if packed is None else np.frombuffer(packed[0], bool).reshape(packed[1]))
+    ]
+
+    def attend(Q: Any, K: Any, V: Any, sink: Any, ids: Any) -> Any:
+        scaled = _scaled(jnp, Q, scale)
+        queries, keys, values = (_to_tiles(jnp, array) for array in (scaled, K, V))
+        results = []
+        for b in range(Q.shape[0]):
+            key, value = (array[b, 0] if single else array[b] for array in (keys, values))
+            results.append(calls[b if len(calls) > 1 else 0](queries[b], key, value, ids[b], sink))
+        if not with_lse:
+            return jnp.stack([out[:, : pattern.N] for out in results]).astype(Q.dtype)
+        outputs = jnp.stack([out[:, : pattern.N] for out, _ in results]).astype(Q.dtype)
+        return outputs, jnp.stack([lse[:, : pattern.N] for _, (lse,) in results])
+
+    return jax.jit(attend)
+
+
 @candidate(
     mechanism=MECHANISM,
     framework="jax",
@@ -141,7 +192,6 @@ def jax_splash(
 ) -> Any:
     """The Splash kernel, interpreted. O and LSE; under differentiation O alone, as the kernel demands."""
     jax = library("jax", "jax")
-    jnp = library("jax.numpy", "jax")
     kernel = library(f"{PACKAGE}.splash_attention_kernel", "jax")
     (B, H, N, D), (Hk, M) = Q.shape, K.shape[1:3]
     if not B or not N or not M:
@@ -152,33 +202,12 @@ def jax_splash(
     positional = causal or chunk is not None or window_left is not None or window_right is not None
     segments = _segments(q_segment, kv_segment, positional=positional)
     offset = M - N if causal_alignment == "bottom_right" and segments is None else 0
+    if chunk is not None and (not causal or offset):
+        raise Unsupported("ChunkedCausalMask is causal and aligned at the start")
     pattern = _Pattern(N, M, offset, causal, (window_left, window_right), chunk)
     pattern.refuse_empty_rows(mask, segments)
     differentiated = any(isinstance(array, jax.core.Tracer) for array in (Q, K, V, sink))
-    make = kernel.make_splash_mqa if Hk == 1 else kernel.make_splash_mha
-    calls = [
-        make(
-            mask=pattern.masks(H, entry),
-            head_shards=1,
-            q_seq_shards=1,
-            interpret=True,
-            save_residuals=not differentiated,
-            attn_logits_soft_cap=softcap,
-        )
-        for entry in ([None] if mask is None else np.asarray(mask))
-    ]
+    factor = D**-0.5 if scale is None else float(scale)
+    packed = None if mask is None else (np.asarray(mask).tobytes(), tuple(mask.shape))
     ids = [None if segments is None else kernel.SegmentIds(*_padded_ids(segments, b)) for b in range(B)]
-
-    def attend(Q: Any, K: Any, V: Any, sink: Any, ids: Any) -> Any:
-        scaled = _scaled(jnp, Q, D**-0.5 if scale is None else scale)
-        queries, keys, values = (_to_tiles(jnp, array) for array in (scaled, K, V))
-        results = []
-        for b in range(B):
-            key, value = (array[b, 0] if Hk == 1 else array[b] for array in (keys, values))
-            results.append(calls[b if len(calls) > 1 else 0](queries[b], key, value, ids[b], sink))
-        if differentiated:
-            return jnp.stack([out[:, :N] for out in results]).astype(Q.dtype)
-        outputs = jnp.stack([out[:, :N] for out, _ in results]).astype(Q.dtype)
-        return outputs, jnp.stack([lse[:, :N] for _, (lse,) in results])
-
-    return jax.jit(attend)(Q, K, V, sink, ids)
+    return _compiled(pattern, H, Hk == 1, factor, softcap, not differentiated, packed)(Q, K, V, sink, ids)

@@ -229,8 +229,9 @@ def _flex(compiled: bool, short_name: str) -> Any:
         elif mask_mod is not None:
             block_mask = flex.create_block_mask(mask_mod, Q.shape[0], Q.shape[1], N, M, device=Q.device)
         call = flex.flex_attention
-        if compiled and Q.device.type == "cpu" and any(given is not None and given.requires_grad for given in (Q, K, V)):
-            raise Unsupported("FlexAttention does not support backward on CPU")  # the compiler hides the library's word
+        if compiled and Q.device.type == "cpu" and (Q.requires_grad or K.requires_grad or V.requires_grad):
+            # The library says so itself, but the compiler wraps its exception.
+            raise Unsupported("FlexAttention does not support backward on CPU")
         if compiled:
             torch._dynamo.reset()
             call = torch.compile(flex.flex_attention, fullgraph=True, dynamic=False)

@@ -54,8 +54,11 @@ def _read(table: str, registers: int = 0) -> dict[int, list[TileConfig]]:
     for line in table.split("\n"):
         head, _, entries = line.strip().partition(":")
         if head:
-            sizes = [[int(x) for x in re.split("[xws]", entry)] for entry in entries.split()]
-            out[int(head)] = [TileConfig(*size, registers=registers) for size in sizes]
+            tiles = []
+            for entry in entries.split():
+                m, n, warps, stages = (int(x) for x in re.split("[xws]", entry))
+                tiles.append(TileConfig(m, n, warps, stages, registers=registers))
+            out[int(head)] = tiles
     return out
 
 
