@@ -233,8 +233,11 @@ def _differences(
     if keys == 0 and rule != "zero":
         # A softmax over no key at all is an empty sum or 0/0: what a masked row yields says nothing about it.
         rule = "undefined"
+    # What becomes of an empty row is declared for rows that masks emptied; padding queries have a rule of their own.
+    emptied = empty & ~_padding(spec, data, options, rows, empty.shape)
     for name, value in found.exact.items():
-        where = np.broadcast_to(empty.reshape(empty.shape + (1,) * (value.ndim - empty.ndim)), value.shape)
+        meant = emptied if name == main else empty
+        where = np.broadcast_to(meant.reshape(empty.shape + (1,) * (value.ndim - empty.ndim)), value.shape)
         if name != main:
             # -inf where +inf was declared was converted; anything goes where the rows themselves are not zero rows.
             if lse_rule == "undefined" or rule != "zero":
@@ -247,6 +250,18 @@ def _differences(
             mean, spread = _mean_of_all(spec, data, case, rows)
             found.exact[name] = np.where(where, mean, value)
             found.sigma[name] = np.where(where, spread, found.sigma[name])
+
+
+def _padding(
+    spec: Mechanism, data: CaseData, options: Mapping[str, Any], rows: Mapping[str, Sequence[int]] | None,
+    shape: tuple[int, ...],
+) -> Any:  # fmt: skip
+    """Which of the rows `[batch, ..., query]` belong to padding queries."""
+    if "real_q" not in spec.program.definitions:
+        return np.zeros(shape, dtype=bool)
+    real = np.asarray(spec.evaluate(data.inputs, options, outputs=["real_q"], rows=rows)["real_q"], dtype=bool)
+    padding = np.broadcast_to(~real, (shape[0], real.shape[-1]))
+    return np.broadcast_to(padding.reshape(shape[0], *(1,) * (len(shape) - 2), shape[-1]), shape)
 
 
 def _without_sink(

@@ -60,7 +60,12 @@ def _refuse_rows_without_weights(
 
 @functools.cache
 def _compiled(scale: float | None, causal: bool, window: tuple[int, int] | None) -> Any:
-    """The library's function in the suite's layout, compiled as a whole: once for a shape, not once for an operation."""
+    """The library's function compiled as a whole: once for a shape, not once for an operation."""
+    return library("jax", "jax").jit(_plain(scale, causal, window))
+
+
+def _plain(scale: float | None, causal: bool, window: tuple[int, int] | None) -> Any:
+    """The library's function in the suite's layout."""
     jax = library("jax", "jax")
     jnp = library("jax.numpy", "jax")
 
@@ -78,7 +83,7 @@ def _compiled(scale: float | None, causal: bool, window: tuple[int, int] | None)
         )
         return jnp.swapaxes(out, 1, 2), jnp.swapaxes(LSE, 1, 2)
 
-    return jax.jit(attend)
+    return attend
 
 
 @candidate(
@@ -123,8 +128,11 @@ def jax_dense(
     lengths = [None if given is None else jnp.asarray(given, jnp.int32) for given in (q_length, kv_length)]
     if N == 0 or M == 0:
         raise Unsupported("XLA's softmax has no identity for an empty axis")
+    # In narrow dtypes the library asks for a dot product that XLA does not have on the CPU and falls back on the plain
+    # one when that raises, which it does operation by operation but not when compiled as a whole.
+    attend = (_compiled if Q.dtype == jnp.float32 else _plain)(scale, causal, window)
     with refusals(REFUSALS):
-        out, LSE = _compiled(scale, causal, window)(Q, K, V, bias, mask, *lengths)
+        out, LSE = attend(Q, K, V, bias, mask, *lengths)
     return out, _without_gradient(jax, jnp, LSE, out)
 
 

@@ -87,10 +87,13 @@ _TABLE: dict[tuple[Kind, int, bool, str], dict[int, list[TileConfig]]] = {
         64: 64x32w4s2
         128: 64x32w4s2
         256: 64x32w4s2"""),
-    ("dq", 2, False, "cuda"): _read("""
+    ("dq", 2, False, "cuda"): _read(
+        """
         64: 64x64w4s2 64x32w4s2
         128: 64x64w8s2 64x32w4s1
-        256: 64x32w8s1 32x32w4s1"""),
+        256: 64x32w8s1 32x32w4s1""",
+        255,
+    ),
     ("dq", 2, True, "cuda"): _read(
         """
         64: 64x32w8s1
@@ -105,9 +108,12 @@ _TABLE: dict[tuple[Kind, int, bool, str], dict[int, list[TileConfig]]] = {
     ("dq", 2, True, "hip"): _read("""
         128: 32x32w4s1
         256: 16x32w4s1"""),
-    ("dkv", 2, False, "cuda"): _read("""
+    ("dkv", 2, False, "cuda"): _read(
+        """
         128: 64x32w4s2 32x32w4s1
-        256: 32x32w8s1 16x32w4s1"""),
+        256: 32x32w8s1 16x32w4s1""",
+        255,
+    ),
     ("dkv", 2, True, "cuda"): _read(
         """
         128: 32x32w4s1
@@ -146,15 +152,16 @@ _TABLE: dict[tuple[Kind, int, bool, str], dict[int, list[TileConfig]]] = {
         128: 16x32w4s1
         256: 16x16w4s1"""),
 }
-# float32 has no tensor cores to feed on CUDA: one conservative list serves plain and other pairs alike.
-for _vendor in ("cuda", "hip"):
-    _registers = 255 if _vendor == "cuda" else 0
-    for _pairs in (False, True):
-        _forward = "64: 32x32w4s2\n 128: 64x32w8s1\n 256: 32x32w8s1" if _pairs else "64: 32x32w4s2\n 256: 64x32w8s1"
-        _TABLE["forward", 4, _pairs, _vendor] = _read(_forward, _registers)
+# float32 has no tensor cores to feed on CUDA. One conservative list serves plain and other pairs alike.
+for _pairs in (False, True):
+    _TABLE["forward", 4, _pairs, "cuda"] = _read(
+        "64: 32x32w4s2\n 128: 64x32w8s1\n 256: 32x32w8s1" if _pairs else "64: 32x32w4s2\n 256: 64x32w8s1", 255
+    )
+    _TABLE["forward", 4, _pairs, "hip"] = _read("128: 32x32w4s2\n 256: 32x32w4s1")
+    for _vendor, _warps, _registers in (("cuda", 8, 255), ("hip", 4, 0)):
         _TABLE["decode", 4, _pairs, _vendor] = _read("128: 16x32w4s1\n 256: 16x16w4s1", _registers)
         for _kind in ("dq", "dkv", "dbias"):
-            _TABLE[_kind, 4, _pairs, _vendor] = _read("128: 32x32w8s1\n 256: 16x16w4s1", _registers)
+            _TABLE[_kind, 4, _pairs, _vendor] = _read(f"128: 32x32w{_warps}s1\n 256: 16x16w4s1", _registers)
 
 
 def configs(

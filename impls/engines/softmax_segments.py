@@ -36,11 +36,11 @@ def segment_tables(
     sink_tokens: int,
 ) -> dict[str, Tensor]:  # fmt: skip
     """int32 tensors: per query [b, i] `q_seg q_pos q_first q_last`, per key [b, j] `k_seg k_loc k_first k_last`."""
-    # Ids may be any integers: their ranks fit 32 bits, and the shift keeps the sign.
-    names = torch.unique(torch.cat([q_segment.long().flatten(), kv_segment.long().flatten()]))
-    shift = torch.searchsorted(names, torch.zeros(1, dtype=torch.long, device=names.device))
-    q_ids = (torch.searchsorted(names, q_segment.long().contiguous()) - shift).contiguous()
-    k_ids = (torch.searchsorted(names, kv_segment.long().contiguous()) - shift).contiguous()
+    # Ids may be any integers: their places in the sorted list of all fit 32 bits, and the shift keeps the sign.
+    known = torch.sort(torch.cat([q_segment.long().flatten(), kv_segment.long().flatten()])).values
+    shift = torch.searchsorted(known, torch.zeros(1, dtype=torch.long, device=known.device))
+    q_ids = (torch.searchsorted(known, q_segment.long().contiguous()) - shift).contiguous()
+    k_ids = (torch.searchsorted(known, kv_segment.long().contiguous()) - shift).contiguous()
     N, M = q_ids.shape[1], k_ids.shape[1]
     local_q, sorted_q, order_q = _ranks(q_ids)
     local_k, sorted_k, order_k = _ranks(k_ids)

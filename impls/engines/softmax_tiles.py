@@ -175,7 +175,7 @@ def logits(
 def not_finite(x):
     """1 if an element of the tile is infinite or NaN, else 0."""
     wrong = tl.where(tl.abs(x) < float("inf"), 0, 1)
-    return tl.max(tl.max(wrong, axis=1), axis=0)
+    return tl.max(wrong)
 
 
 @triton.jit
