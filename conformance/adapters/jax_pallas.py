@@ -1,7 +1,7 @@
 """JAX's Pallas attention for GPUs, `jax.experimental.pallas.ops.gpu.attention.mha`, in Pallas's interpret mode.
 
 Layout [b, i, h, d]. The kernel wants one feature size, one number of heads, lengths that its blocks divide, and one row
-of segment ids for queries and keys alike. Grouped heads are repeated before the call; the adapter chooses blocks so
+of segment ids for queries and keys alike. Grouped heads are repeated before a forward call; the adapter chooses blocks so
 that lengths with a divisor run over several tiles; the interpreter also takes block sizes that a GPU would not.
 """
 
@@ -80,7 +80,12 @@ def _compiled(N: int, M: int, scale: float, causal: bool, differentiated: bool) 
     framework="jax",
     dtypes=("fp32", "fp16", "bf16"),
     devices=("cpu",),
-    declares={"causal_alignment": "top_left", "lse_base": "2", "unseen_values": "multiplied"},
+    declares={
+        "causal_alignment": "top_left",
+        "lse_base": "2",
+        "unseen_values": "multiplied",
+        "kv_lengths": "unchecked",
+    },
     differentiable=("Q", "K", "V"),
     output_dtypes={"LSE": "fp32"},
     short_name="jax-pallas",
@@ -103,6 +108,8 @@ def jax_pallas(
     (B, H, N, D), M = Q.shape, K.shape[2]
     if H % K.shape[1]:
         raise Unsupported(f"{H} query heads do not divide into {K.shape[1]} groups")
+    if K.shape[0] != B or V.shape[0] != B:
+        raise Unsupported("the kernel does not compare batch sizes")
     if not B or not N or not M:
         raise Unsupported("Pallas has no grid for an empty axis")
     if causal and N > M:
@@ -115,5 +122,7 @@ def jax_pallas(
             raise Unsupported("the kernel has no id for padding")
         segments = jnp.asarray(q_segment, jnp.int32)
     differentiated = any(isinstance(array, jax.core.Tracer) for array in (Q, K, V))
+    if differentiated and K.shape[1] != H:
+        raise Unsupported("the kernel rounds dK and dV of every head, before those of a group could be added")
     with refusals(REFUSALS):
         return _compiled(N, M, D**-0.5 if scale is None else float(scale), causal, differentiated)(Q, K, V, segments)
