@@ -95,21 +95,3 @@ def test_what_cannot_be_compiled_exits_with_2(arguments: list[str], environment:
     done = python("-m", "attnspec.impls.aot", *arguments, **environment)
     assert done.returncode == 2 and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_the_committed_table_holds_every_documented_variant_and_no_failure() -> None:
-    from attnspec.impls.aot import parse_target
-    from attnspec.impls.aot_variants import variants
-
-    records = json.loads(TABLE.read_text())["records"]
-    have = {(r["target"], r["variant"]) for r in records}
-    want = {(target, v.name) for target in TARGETS for v in variants(parse_target(target))}
-    assert have == want
-    assert all(r["ok"] and r["spills"] == 0 for r in records)
-
-
-def test_the_page_is_made_from_the_committed_table() -> None:
-    from attnspec.impls.aot import Record, markdown
-
-    table = json.loads(TABLE.read_text())
-    assert PAGE.read_text() == markdown([Record(**r) for r in table["records"]], table["about"])
