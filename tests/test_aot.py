@@ -15,8 +15,6 @@ pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "perf/results/aot_softmax.json"
-PAGE = ROOT / "docs/aot.md"
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -48,6 +46,7 @@ TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 MATRIX = {"cuda:80": "HMMA", "cuda:90": "HGMMA", "cuda:100": "UTCHMMA", "hip:gfx942": "v_mfma"}
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_every_target_with_its_matrix_instructions_and_without_spills() -> None:
     forward = 'Variant("forward", "causal", "bf16", 64, 64, TileConfig(64, 64, 4, 2))'
     keys = 'Variant("dkv", "lengths", "fp16", 32, 32, TileConfig(64, 32, 4, 1))'

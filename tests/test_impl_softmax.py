@@ -269,7 +269,9 @@ def spread(x: Any, kind: str) -> Any:
 
 @pytest.mark.parametrize("kind", ["bihd", "feature-major", "strided", "offset"])
 def test_memory_layout_does_not_matter(kind: str) -> None:
-    x = tensors(H=2, Hk=2, M=20) | {n: extra(H=2, M=20)[n] for n in ("bias", "mask", "dropout_mask")}
+    x = tensors(B=1, H=2, Hk=2, N=10, M=20) | {
+        n: extra(H=2, N=10, M=40)[n][:1, ..., :20] for n in ("bias", "mask", "dropout_mask")
+    }
     want = run(x)
     for names in (("Q", "mask"), ("K", "bias"), ("V", "dropout_mask")):
         other = x | {n: spread(x[n], kind) for n in names}

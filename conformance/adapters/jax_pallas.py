@@ -1,8 +1,8 @@
 """JAX's Pallas attention for GPUs, `jax.experimental.pallas.ops.gpu.attention.mha`, in Pallas's interpret mode.
 
 Layout [b, i, h, d]. The kernel wants one feature size, one number of heads, lengths that its blocks divide, and one row
-of segment ids for queries and keys alike. Grouped heads are repeated before a forward call; the adapter chooses blocks so
-that lengths with a divisor run over several tiles; the interpreter also takes block sizes that a GPU would not.
+of segment ids for queries and keys alike. Grouped heads are repeated before a forward call; the adapter chooses blocks
+so that lengths with a divisor run over several tiles; the interpreter also takes block sizes that a GPU would not.
 """
 
 from __future__ import annotations

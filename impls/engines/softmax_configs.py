@@ -110,7 +110,8 @@ _TABLE: dict[tuple[Kind, int, bool, str], dict[int, list[TileConfig]]] = {
         256: 16x32w4s1"""),
     ("dkv", 2, False, "cuda"): _read(
         """
-        128: 64x32w4s2 32x32w4s1
+        64: 64x32w4s2 32x32w4s1
+        128: 64x32w8s2 32x32w4s2
         256: 32x32w8s1 16x32w4s1""",
         255,
     ),
