@@ -249,9 +249,9 @@ def _error(function: Function, q: Any, k: Any, v: Any, shape: Shape) -> float | 
 def _job(function: Function, q: Any, k: Any, v: Any, causal: bool, direction: str) -> Callable[[], Any] | None:
     if direction == "forward":
         return lambda: function(q, k, v, causal)
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in (q, k, v)]
+    leaves = q, k, v = tuple(tensor.detach().clone().requires_grad_() for tensor in (q, k, v))
     try:
-        out = function(*leaves, causal)
+        out = function(q, k, v, causal)
     except RuntimeError:
         return None
     if not out.requires_grad:
