@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def _ways(forward: bool, backward: bool) -> str:
 
 def _row(mechanism: Mechanism, read_by: int) -> Row:
     functions = _functions(_folder(attnspec.reference) / f"{mechanism.name}.py")
-    kernels = dict(_implementations(mechanism.name))
+    kernels = dict(attnspec.impls.written(mechanism.name))
     recorded = mutation_result(mechanism.name)
     return Row(
         name=mechanism.name,
@@ -167,13 +167,3 @@ def _functions(path: Path) -> set[str]:
         return set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-
-
-def _implementations(mechanism: str) -> Iterator[tuple[str, bool]]:
-    """Modules of `impls/` with a function of the mechanism's name, and whether they define a backward pass."""
-    for path in sorted(_folder(attnspec.impls).glob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if any(isinstance(node, ast.FunctionDef) and node.name == mechanism for node in tree.body):
-            classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-            methods = {item.name for node in classes for item in node.body if isinstance(item, ast.FunctionDef)}
-            yield path.stem, "backward" in methods

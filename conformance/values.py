@@ -9,7 +9,6 @@ the seed, the sizes and the input's name, not on the dtype, so that dtypes diffe
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from attnspec.conformance.recipes import RECIPES
 from attnspec.conformance.shapes import Roles
+from attnspec.spec.domains import domain
 from attnspec.spec.language import InputDecl, SpecError, static_value
 from attnspec.spec.language.formats import round_to
 from attnspec.spec.mechanism import Mechanism
@@ -141,17 +141,16 @@ def _by_role(it: Draw, decl: InputDecl) -> Any:
         return keep
     if decl.kind == "int":
         low, high = _bounds(it, decl)
-        return rng.integers(low, high + 1, shape)
-    return rng.standard_normal(shape)
+        return rng.integers(low, max(low, high) + 1, shape)
+    found = domain(decl)
+    drawn = rng.standard_normal(shape)
+    return drawn if found is None else found.map(drawn, it.sizes)
 
 
 def _bounds(it: Draw, decl: InputDecl) -> tuple[int, int]:
-    """The bounds that a domain like `0 <= kv_length <= M` states; 0 and 1 without one."""
-    match = re.fullmatch(rf"\s*(\w+)\s*<=\s*{re.escape(decl.name)}\s*<=\s*(\w+)\s*", decl.domain)
-    if match is None:
-        return 0, 1
-    low, high = (int(text) if text.isdigit() else int(it.sizes.get(text, 1)) for text in match.groups())
-    return low, high
+    """The smallest and largest integer of the input's domain; 0 and 1 without one."""
+    found = domain(decl)
+    return found.integers(it.sizes) if found is not None else (0, 1)
 
 
 def _lengths(it: Draw, decl: InputDecl, shape: tuple[int, ...]) -> Array:

@@ -13,6 +13,8 @@ import numpy as np
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from attnspec.conformance.shapes import derived
+from attnspec.spec.domains import domain
 from attnspec.spec.language import InputDecl, SpecError, read_expression, static_value
 from attnspec.spec.language.syntax import Name
 from attnspec.spec.laws import Draw, Law, Trial
@@ -46,6 +48,7 @@ def trials(draw: st.DrawFn, mechanism: Mechanism, law: Law) -> Trial:
             value = static_value(formula, sizes=sizes, options={}, present=frozenset(present))
             sizes[name] = sizes[name] if value is None else int(value)
     inputs: dict[str, Any] = {}
+    sizes = derived(mechanism, sizes)
     for name in mechanism.inputs:
         if name in present:
             decl = mechanism.inputs[name]
@@ -113,9 +116,14 @@ def draw_input(
         return rng.integers(0, limit + 1, size=shape)
     if decl.kind == "bool":
         return rng.random(shape) < 0.67
+    found = domain(decl)
     if decl.kind == "int":
-        raise SpecError(f"no way to draw the integer input {decl.name} of role {decl.role!r}", file=mechanism.name)
-    return real_values(values or "normal", shape, rng)
+        if found is None:
+            raise SpecError(f"the integer input {decl.name} states no domain to draw from", file=mechanism.name)
+        low, high = found.integers(sizes)
+        return rng.integers(low, max(low, high) + 1, size=shape)
+    drawn = real_values(values or "normal", shape, rng)
+    return drawn if values or found is None else found.map(drawn, sizes)
 
 
 def _size_name(mechanism: Mechanism, index: str) -> str:

@@ -6,14 +6,14 @@ there is no GPU) and get the tolerance that this leaves them.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from attnspec.impls import find as find_kernel
+from attnspec.reference import find as find_reference
 from attnspec.spec.mechanism import Mechanism
 
 
@@ -58,9 +58,7 @@ def spec(mechanism: Mechanism) -> Implementation:
 
 def reference(mechanism: Mechanism) -> Implementation:
     """The NumPy reference, in float64."""
-    module = importlib.import_module(f"attnspec.reference.{mechanism.name}")
-    function = getattr(module, mechanism.name)
-    gradient = getattr(module, f"{mechanism.name}_backward")
+    function, gradient = find_reference(mechanism.name)
 
     def backward(
         inputs: Mapping[str, Any],
@@ -68,9 +66,12 @@ def reference(mechanism: Mechanism) -> Implementation:
         cotangents: Mapping[str, Any],
         wrt: Sequence[str],
     ) -> dict[str, Any]:
+        if gradient is None:
+            raise LookupError(f"the reference of {mechanism.name} has no backward function")
         given = {f"d{name}": value for name, value in cotangents.items()}
-        if "dO" in inspect.signature(gradient).parameters and "dO" not in given:
-            given["dO"] = np.zeros_like(function(**inputs, **options)["O"])
+        first = next(iter(mechanism.outputs))
+        if f"d{first}" not in given:
+            given[f"d{first}"] = np.zeros_like(function(**inputs, **options)[first])
         got = gradient(**given, **inputs, **options)
         return {name: got[name] for name in wrt}
 
@@ -81,8 +82,7 @@ def kernel(mechanism: Mechanism) -> Implementation:
     """The Triton implementation in float32, on the GPU where there is one, else under the interpreter."""
     import torch
 
-    module = importlib.import_module(f"attnspec.impls.{mechanism.family}")
-    function = getattr(module, mechanism.name)
+    function = find_kernel(mechanism.name)
     names = list(mechanism.outputs)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -93,8 +93,11 @@ def kernel(mechanism: Mechanism) -> Implementation:
             out[name] = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
         return out
 
+    def outputs(returned: Any) -> tuple[Any, ...]:
+        return returned if isinstance(returned, tuple) else (returned,)
+
     def forward(inputs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        values = function(**tensors(inputs), **options)
+        values = outputs(function(**tensors(inputs), **options))
         return {name: value.double().cpu().numpy() for name, value in zip(names, values, strict=True)}
 
     def backward(
@@ -106,7 +109,7 @@ def kernel(mechanism: Mechanism) -> Implementation:
         given = tensors(inputs)
         for name in wrt:
             given[name].requires_grad_()
-        values = dict(zip(names, function(**given, **options), strict=True))
+        values = dict(zip(names, outputs(function(**given, **options)), strict=True))
         weights = tensors(cotangents)
         torch.autograd.backward([values[name] for name in weights], list(weights.values()))
         return {name: given[name].grad.double().cpu().numpy() for name in wrt}

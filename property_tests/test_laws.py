@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from attnspec.impls import written
 from attnspec.property_tests import implementations
 from attnspec.property_tests.checking import violation
 from attnspec.property_tests.draw import trials
@@ -48,7 +49,7 @@ def test_the_law_holds_for_the_reference(name: str, law: Law) -> None:
     hold(mechanism, law, implementations.reference(mechanism), 15)
 
 
-@pytest.mark.parametrize(("name", "law"), LAWS)
+@pytest.mark.parametrize(("name", "law"), [entry for entry in LAWS if list(written(str(entry.values[0])))])
 def test_the_law_holds_for_the_kernels(name: str, law: Law) -> None:
     pytest.importorskip("triton")
     mechanism = load(name)

@@ -201,7 +201,9 @@ class Trial:
             for name, value in values.items():
                 target = name.removesuffix("_")
                 decl = mechanism.inputs[target]
-                inputs[target] = _cast(value, decl.kind)
+                # What the second call's input does not have along the batch is the same for all of it.
+                shared = tuple(0 if axis not in decl.batch else slice(None) for axis in mechanism.batch)
+                inputs[target] = _cast(value[shared], decl.kind)
         return inputs, changed
 
     def _static(self, text: str, sizes: Mapping[str, int], options: Mapping[str, Any], evaluator: Evaluator) -> Any:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from attnspec.spec.domains import domain
 from attnspec.spec.language import (
     EXACT,
     Arithmetic,
@@ -158,20 +159,10 @@ class Mechanism:
         return sizes, resolved
 
     def _check_domains(self, inputs: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-        """Integer inputs whose domain reads `low <= name <= high` must lie in it."""
         for name, value in inputs.items():
-            low, found, high = _bounds(self.inputs[name])
-            if not found:
-                continue
-            array = np.asarray(value)
-            bottom = static_value(read_expression(low), sizes=sizes)
-            top = static_value(read_expression(high), sizes=sizes)
-            if array.size and bottom is not None and array.min() < bottom:
-                raise EvaluationError(f"input '{name}' holds {array.min()}, expected {self.inputs[name].domain}")
-            if array.size and top is not None and array.max() > top:
-                raise EvaluationError(
-                    f"input '{name}' holds {array.max()}, expected {self.inputs[name].domain} with {high} = {top}"
-                )
+            found = domain(self.inputs[name])
+            if found is not None:
+                found.check(name, value, sizes)
 
     def evaluate(
         self,
@@ -315,7 +306,8 @@ class Mechanism:
             # -inf entries (the LSE of an empty row) are constants: a zero cotangent times -inf must not become NaN.
             total = total + (torch.where(torch.isfinite(value), value, 0.0) * weight).sum()
         leaves = [tensors[name] for name in names]
-        grads = torch.autograd.grad(total, leaves, allow_unused=True)
+        # Without tokens an output may depend on no input at all.
+        grads = torch.autograd.grad(total, leaves, allow_unused=True) if total.requires_grad else [None] * len(leaves)
         return {
             name: (torch.zeros_like(leaf) if grad is None else grad).detach().numpy()
             for name, leaf, grad in zip(names, leaves, grads, strict=True)
@@ -334,13 +326,6 @@ class Mechanism:
             known = ", ".join(self.roundings)
             raise SpecError(f"unknown rounding model {key!r}; known: {known}", file=self.name)
         return self.roundings[key]
-
-
-def _bounds(decl: InputDecl) -> tuple[str, bool, str]:
-    """Lower and upper bound of a domain `low <= name <= high`, and whether it has that form."""
-    parts = [part.strip() for part in decl.domain.split("<=")]
-    fits = len(parts) == 3 and parts[1] == decl.name and decl.kind == "int"
-    return (parts[0], True, parts[2]) if fits else ("", False, "")
 
 
 def mechanisms() -> list[str]:
@@ -420,7 +405,11 @@ def _build(raw: Mapping[str, Any], path: Path) -> Mechanism:
     macros = raw.get("macros", "")
     program = read(raw["equations"]["text"], declarations, macros=macros, file=file)
     gradient, gradient_of = _gradient(raw, declarations, macros, file)
-    roundings, default = _roundings(raw, program, gradient, file)
+    forms = {
+        form["name"]: read(form["text"], declarations, macros=macros, file=f"{file} [form {form['name']}]")
+        for form in raw.get("form", [])
+    }
+    roundings, default = _roundings(raw, program, gradient, forms, file)
     return Mechanism(
         name=raw["name"],
         family=raw["family"],
@@ -430,10 +419,7 @@ def _build(raw: Mapping[str, Any], path: Path) -> Mechanism:
         program=program,
         gradient=gradient,
         gradient_of=gradient_of,
-        forms={
-            form["name"]: read(form["text"], declarations, macros=macros, file=f"{file} [form {form['name']}]")
-            for form in raw.get("form", [])
-        },
+        forms=forms,
         roundings=roundings,
         default_rounding=default,
         constraints=tuple(Constraint(expression(c["rule"]), c["message"]) for c in raw.get("constraint", [])),
@@ -517,19 +503,21 @@ def _gradient(
 
 
 def _roundings(
-    raw: Mapping[str, Any], program: Program, gradient: Program | None, file: str
+    raw: Mapping[str, Any], program: Program, gradient: Program | None, forms: Mapping[str, Program], file: str
 ) -> tuple[dict[str, Rounding], str]:
+    in_forms = {name for form in forms.values() for name in form.definitions}
     entries = raw.get("rounding") or {"fused": {"default": True, "stored": []}}
     roundings = {}
     for name, entry in entries.items():
-        for key, known in (("stored", program), ("gradient_stored", gradient)):
-            stray = sorted(set(entry.get(key, ())) - set(known.definitions if known else ()))
+        backward = set(gradient.definitions) if gradient else set()
+        for key, known in (("stored", {*program.definitions, *in_forms}), ("gradient_stored", backward)):
+            stray = sorted(set(entry.get(key, ())) - known)
             if stray:
                 raise SpecError(f"rounding.{name}.{key} names {stray[0]!r}, which no equation defines", file=file)
         roundings[name] = Rounding(
             name,
             frozenset(entry["stored"]),
-            frozenset(entry.get("gradient_stored", entry["stored"])),
+            frozenset(entry.get("gradient_stored", ())),
             entry.get("doc", ""),
         )
     defaults = [name for name, entry in entries.items() if entry.get("default")]

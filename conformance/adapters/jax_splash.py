@@ -24,14 +24,9 @@ PADDING = -1
 PACKAGE = "jax.experimental.pallas.ops.tpu.splash_attention"
 
 
-def _scaled(jnp: Any, Q: Any, scale: float) -> Any:
-    """Q times the scale: exact in Q's dtype for a power of two, else in float32, which the kernel takes too."""
-    exact = scale != 0 and math.frexp(scale)[0] in (0.5, -0.5) and abs(math.log2(abs(scale))) < 8
-    return Q * jnp.asarray(scale, Q.dtype) if exact else Q.astype(jnp.float32) * jnp.float32(scale)
-
-
-def _to_tiles(jnp: Any, array: Any) -> Any:
-    return jnp.pad(array, ((0, 0), (0, 0), (0, -array.shape[2] % TILE), (0, 0)))
+def _is_exact(scale: float) -> bool:
+    """Whether a factor changes nothing but the exponent of what it multiplies."""
+    return scale != 0 and math.frexp(scale)[0] in (0.5, -0.5) and abs(math.log2(abs(scale))) < 8
 
 
 def _segments(q_segment: Any, kv_segment: Any, *, positional: Any) -> tuple[Any, Any] | None:
@@ -118,48 +113,77 @@ class _Pattern:
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(
+def _kernel(
     pattern: _Pattern,
     heads: int,
     single: bool,
-    scale: float,
     softcap: float | None,
     with_lse: bool,
-    packed: tuple[bytes, tuple[int, ...]] | None,
-) -> Any:
-    """The kernel for a pattern and a mask (its bytes and shape), in the suite's layout; compiled once for a shape.
+    mask: tuple[bytes, tuple[int, ...]] | None,
+) -> tuple[Any, Any]:
+    """The kernel for a pattern and the mask of one batch entry (its bytes and shape): its mask's tables, its program.
 
-    `single`: one key head, the kernel's MQA form. The kernels differ by batch entry only where the mask does.
+    `single`: one key head, the kernel's MQA form.
     """
-    jax = library("jax", "jax")
-    jnp = library("jax.numpy", "jax")
     kernel = library(f"{PACKAGE}.splash_attention_kernel", "jax")
     make = kernel.make_splash_mqa if single else kernel.make_splash_mha
-    calls = [
-        make(
-            mask=pattern.masks(heads, entry),
-            head_shards=1,
-            q_seq_shards=1,
-            interpret=True,
-            save_residuals=with_lse,
-            attn_logits_soft_cap=softcap,
-        )
-        for entry in ([None] if packed is None else np.frombuffer(packed[0], bool).reshape(packed[1]))
-    ]
+    made = make(
+        mask=pattern.masks(heads, None if mask is None else np.frombuffer(mask[0], bool).reshape(mask[1])),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=True,
+        save_residuals=with_lse,
+        attn_logits_soft_cap=softcap,
+    )
+    tables, options = made.tree_flatten()
+    return tables, _program(tuple(sorted(options.items())))
 
-    def attend(Q: Any, K: Any, V: Any, sink: Any, ids: Any) -> Any:
-        scaled = _scaled(jnp, Q, scale)
-        queries, keys, values = (_to_tiles(jnp, array) for array in (scaled, K, V))
-        results = []
-        for b in range(Q.shape[0]):
-            key, value = (array[b, 0] if single else array[b] for array in (keys, values))
-            results.append(calls[b if len(calls) > 1 else 0](queries[b], key, value, ids[b], sink))
-        if not with_lse:
-            return jnp.stack([out[:, : pattern.N] for out in results]).astype(Q.dtype)
-        outputs = jnp.stack([out[:, : pattern.N] for out, _ in results]).astype(Q.dtype)
-        return outputs, jnp.stack([lse[:, : pattern.N] for _, (lse,) in results])
+
+@functools.lru_cache(maxsize=256)
+def _program(options: tuple[tuple[str, Any], ...]) -> Any:
+    """The compiled kernel for one batch entry. The tables of the mask are arguments: other masks, the same program."""
+    jax = library("jax", "jax")
+    kernel = library(f"{PACKAGE}.splash_attention_kernel", "jax")
+
+    def attend(tables: Any, q: Any, k: Any, v: Any, ids: Any, sink: Any) -> Any:
+        return kernel.SplashAttentionKernel.tree_unflatten(dict(options), tables)(q, k, v, ids, sink)
 
     return jax.jit(attend)
+
+
+@functools.cache
+def _entries(exact: bool, single: bool) -> Any:
+    """Q, K and V of a batch as the arrays of its entries, Q scaled: in its own dtype if that is exact, else in float32,
+    which the kernel takes too. Lengths are padded to tiles."""
+    jax = library("jax", "jax")
+    jnp = library("jax.numpy", "jax")
+
+    def tiles(array: Any) -> Any:
+        return jnp.pad(array, ((0, 0), (0, 0), (0, -array.shape[2] % TILE), (0, 0)))
+
+    def split(Q: Any, K: Any, V: Any, scale: Any) -> list[tuple[Any, Any, Any]]:
+        scaled = Q * scale.astype(Q.dtype) if exact else Q.astype(jnp.float32) * scale
+        queries, keys, values = (tiles(array) for array in (scaled, K, V))
+        return [
+            (queries[b], *(array[b, 0] if single else array[b] for array in (keys, values))) for b in range(Q.shape[0])
+        ]
+
+    return jax.jit(split)
+
+
+@functools.cache
+def _whole(N: int, dtype: str) -> Any:
+    """The entries' outputs, and their LSE if there is one, as arrays of the batch without the padding."""
+    jax = library("jax", "jax")
+    jnp = library("jax.numpy", "jax")
+
+    def join(results: list[Any]) -> Any:
+        if not isinstance(results[0], tuple):
+            return jnp.stack([out[:, :N] for out in results]).astype(dtype)
+        outputs = jnp.stack([out[:, :N] for out, _ in results]).astype(dtype)
+        return outputs, jnp.stack([lse[:, :N] for _, (lse,) in results])
+
+    return jax.jit(join)
 
 
 @candidate(
@@ -208,6 +232,14 @@ def jax_splash(
     pattern.refuse_empty_rows(mask, segments)
     differentiated = any(isinstance(array, jax.core.Tracer) for array in (Q, K, V, sink))
     factor = D**-0.5 if scale is None else float(scale)
-    packed = None if mask is None else (np.asarray(mask).tobytes(), tuple(mask.shape))
-    ids = [None if segments is None else kernel.SegmentIds(*_padded_ids(segments, b)) for b in range(B)]
-    return _compiled(pattern, H, Hk == 1, factor, softcap, not differentiated, packed)(Q, K, V, sink, ids)
+    single = Hk == 1
+    results = []
+    for b, entry in enumerate(_entries(_is_exact(factor), single)(Q, K, V, np.float32(factor))):
+        packed = None
+        if mask is not None:
+            own = np.ascontiguousarray(np.asarray(mask)[b if mask.shape[0] > 1 else 0])
+            packed = own.tobytes(), own.shape
+        tables, program = _kernel(pattern, H, single, softcap, not differentiated, packed)
+        ids = None if segments is None else kernel.SegmentIds(*_padded_ids(segments, b))
+        results.append(program(tables, *entry, ids, sink))
+    return _whole(N, str(Q.dtype))(results)
