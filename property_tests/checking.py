@@ -27,7 +27,8 @@ def _violation(trial: Trial, implementation: Implementation) -> Violation | None
     gradients = None
     if law.two_calls:
         other_inputs, other_options = trial.second_call()
-        second = implementation.forward(other_inputs, other_options)
+        other = implementation.on(trial.target) if law.mechanism else implementation
+        second = other.forward(other_inputs, other_options)
     if law.cotangents:
         wrt = [name for name in trial.mechanism.differentiable if name in trial.inputs]
         gradients = implementation.backward(trial.inputs, trial.options, trial.cotangents, wrt)

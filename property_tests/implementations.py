@@ -6,13 +6,14 @@ there is no GPU) and get the tolerance that this leaves them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from attnspec.impls import find as find_kernel
+from attnspec.impls import written
 from attnspec.reference import find as find_reference
 from attnspec.spec.mechanism import Mechanism
 
@@ -33,13 +34,15 @@ class Backward(Protocol):
 
 @dataclass(frozen=True)
 class Implementation:
-    """`tolerance` is relative to 1 + the largest magnitude of the tensor compared."""
+    """`tolerance` is relative to 1 + the largest magnitude of the tensor compared; `on` is the same for another
+    mechanism."""
 
     name: str
     forward: Forward
     backward: Backward
     tolerance: float
     examples: int
+    on: Callable[[Mechanism], Implementation]
 
 
 def spec(mechanism: Mechanism) -> Implementation:
@@ -53,7 +56,7 @@ def spec(mechanism: Mechanism) -> Implementation:
     ) -> dict[str, Any]:
         return mechanism.gradients(inputs, options, cotangents, wrt=wrt)
 
-    return Implementation("spec", lambda i, o: mechanism.evaluate(i, o), backward, 1e-11, 20)
+    return Implementation("spec", lambda i, o: mechanism.evaluate(i, o), backward, 1e-11, 20, spec)
 
 
 def reference(mechanism: Mechanism) -> Implementation:
@@ -75,7 +78,7 @@ def reference(mechanism: Mechanism) -> Implementation:
         got = gradient(**given, **inputs, **options)
         return {name: got[name] for name in wrt}
 
-    return Implementation("reference", lambda i, o: function(**i, **o), backward, 1e-11, 20)
+    return Implementation("reference", lambda i, o: function(**i, **o), backward, 1e-11, 20, reference)
 
 
 def kernel(mechanism: Mechanism) -> Implementation:
@@ -114,4 +117,9 @@ def kernel(mechanism: Mechanism) -> Implementation:
         torch.autograd.backward([values[name] for name in weights], list(weights.values()))
         return {name: given[name].grad.double().cpu().numpy() for name in wrt}
 
-    return Implementation("triton", forward, backward, 2e-5, 3)
+    return Implementation("triton", forward, backward, 2e-5, 3, kernel_or_reference)
+
+
+def kernel_or_reference(mechanism: Mechanism) -> Implementation:
+    """The Triton implementation, or the reference where there is none: what a kernel is compared with."""
+    return kernel(mechanism) if list(written(mechanism.name)) else reference(mechanism)

@@ -47,14 +47,14 @@ def prove(mechanism: Mechanism, law: Law) -> bool | Counterexample:
     """Prove the law's `equal` lines; a counterexample with numbers when one is false."""
     trial = symbolic_trial(mechanism, law)
 
-    def call(inputs: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    def call(mechanism: Mechanism, inputs: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         return sympy_evaluate(mechanism.program, inputs, options, outputs=list(mechanism.outputs))
 
-    first = call(trial.inputs, trial.options)
+    first = call(mechanism, trial.inputs, trial.options)
     second, other_inputs = None, None
     if law.two_calls:
         other_inputs, other_options = trial.second_call(sympy_evaluate)
-        second = call(other_inputs, other_options)
+        second = call(trial.target, other_inputs, other_options)
     context = trial.context(first, second, other_inputs)
     wanted = trial.wanted(context, sympy_evaluate)
     return prove_equal({name: context[name] for name in wanted}, wanted)

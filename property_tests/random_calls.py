@@ -48,9 +48,9 @@ def cotangents(mechanism: Mechanism, outputs: Mapping[str, Any], seed: int) -> d
 
 def _attempt(mechanism: Mechanism, rng: np.random.Generator, largest: int, empty: bool) -> Call | None:
     sizes: dict[str, int] = {}
-    for name, decl in mechanism.sizes.items():
-        if decl.value is None:
-            low = decl.minimum if empty and rng.random() < 0.1 else max(decl.minimum, 1)
+    for name, size in mechanism.sizes.items():
+        if size.value is None:
+            low = size.minimum if empty and rng.random() < 0.1 else max(size.minimum, 1)
             top = max(low, 3 if name.startswith(("B", "H")) else largest)
             sizes[name] = int(rng.integers(low, top + 1))
     options: dict[str, Any] = {}

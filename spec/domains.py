@@ -17,7 +17,9 @@ from attnspec.spec.language import EvaluationError, InputDecl, read_expression, 
 from attnspec.spec.language.syntax import Node
 
 Array = np.ndarray[Any, Any]
-_CHAIN = re.compile(r"\s*(?:(?P<low>[^<>=]+?)\s*(?P<low_op><=?)\s*)?(?P<name>\w+)\s*(?:(?P<op><=?|>=?)\s*(?P<high>[^<>=]+?)\s*)?")
+_CHAIN = re.compile(
+    r"\s*(?:(?P<low>[^<>=]+?)\s*(?P<low_op><=?)\s*)?(?P<name>\w+)\s*(?:(?P<op><=?|>=?)\s*(?P<high>[^<>=]+?)\s*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,9 @@ class Domain:
         array = np.asarray(value.detach() if hasattr(value, "detach") else value)
         if array.dtype == object or not array.size:
             return
-        for bound, node, is_open, sign in (
-            (_value(self.low, sizes), self.low, self.open_low, 1), (_value(self.high, sizes), self.high, self.open_high, -1)
-        ):  # fmt: skip
-            if bound is None or node is None:
+        low, high = self.bounds(sizes)
+        for bound, is_open, sign in ((low, self.open_low, 1), (high, self.open_high, -1)):
+            if bound is None:
                 continue
             with np.errstate(invalid="ignore"):
                 beyond = sign * (array - bound) <= 0 if is_open else sign * (array - bound) < 0
@@ -91,4 +92,5 @@ def domain(decl: InputDecl) -> Domain | None:
 
 
 def _value(node: Node | None, sizes: Mapping[str, int]) -> float | None:
-    return None if node is None else static_value(node, sizes=sizes)
+    value = None if node is None else static_value(node, sizes=sizes)
+    return value if isinstance(value, (int, float)) else None

@@ -12,6 +12,9 @@ An invariant, an identity or a claim is data in the mechanism's file:
     '''
     equal = "O[h,i,e] = O_[h,i,e]"
 
+With `mechanism = "other"` the second call is one of another mechanism: `other` then defines each of its inputs in this
+file's indices, `other_options` are its options, and its outputs carry the trailing underscore (`spec/foreign.py`).
+
 The first call gets drawn inputs. The second call gets the same, changed by the equations in `other` (a name with a
 trailing underscore belongs to the second call), `other_options` and `other_sizes`. Then `equal` states outputs of the
 first call through those of the second, and `holds` states conditions that are true everywhere. Gradients are at hand
@@ -32,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attnspec.spec import foreign
 from attnspec.spec.language import (
     Declarations,
     InputDecl,
@@ -81,6 +85,7 @@ class Law:
     draws: tuple[Draw, ...] = ()
     values: Mapping[str, str] = field(default_factory=dict)
     other: str = ""
+    mechanism: str = ""
     without: tuple[str, ...] = ()
     other_options: Mapping[str, Any] = field(default_factory=dict)
     other_sizes: Mapping[str, str] = field(default_factory=dict)
@@ -95,7 +100,7 @@ class Law:
 
     @property
     def two_calls(self) -> bool:
-        return bool(self.other or self.other_options or self.other_sizes or self.without)
+        return bool(self.other or self.other_options or self.other_sizes or self.without or self.mechanism)
 
 
 def laws(mechanism: Mechanism) -> list[Law]:
@@ -175,9 +180,18 @@ class Trial:
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(repr(self))
 
+    @property
+    def target(self) -> Mechanism:
+        """The mechanism of the second call."""
+        from attnspec.spec.mechanism import load
+
+        return load(self.law.mechanism) if self.law.mechanism else self.mechanism
+
     def second_call(self, evaluator: Evaluator = evaluate) -> tuple[dict[str, Any], dict[str, Any]]:
         """Inputs and options of the second call."""
         law, mechanism = self.law, self.mechanism
+        if law.mechanism:
+            return foreign.second_call(self, evaluator)
         sizes, resolved = mechanism.resolve(self.inputs, self.options)
         free = {name: size for name, size in sizes.items() if mechanism.sizes[name].value is None}
         changed = dict(self.options)
@@ -185,13 +199,13 @@ class Trial:
             if value == "null":
                 changed.pop(name, None)
             elif isinstance(value, str) and value not in mechanism.options[name].choices:
-                changed[name] = self._static(value, free, resolved, evaluator)
+                changed[name] = self.static(value, free, resolved, evaluator)
             else:
                 changed[name] = value
         inputs = {name: value for name, value in self.inputs.items() if name not in law.without}
         if law.other:
             other_sizes = {
-                name: int(self._static(text, free, resolved, evaluator)) for name, text in law.other_sizes.items()
+                name: int(self.static(text, free, resolved, evaluator)) for name, text in law.other_sizes.items()
             }
             program = self._other_program()
             second = {f"{name}_": size for name, size in {**free, **other_sizes}.items()}
@@ -206,7 +220,7 @@ class Trial:
                 inputs[target] = _cast(value[shared], decl.kind)
         return inputs, changed
 
-    def _static(self, text: str, sizes: Mapping[str, int], options: Mapping[str, Any], evaluator: Evaluator) -> Any:
+    def static(self, text: str, sizes: Mapping[str, int], options: Mapping[str, Any], evaluator: Evaluator) -> Any:
         """The value of an expression in sizes, options and the law's scalar draws."""
         base = self.mechanism.declarations
         scalars = {name: value for name, value in self.extra.items() if np.ndim(value) == 0 and _mentions(text, name)}
@@ -228,7 +242,7 @@ class Trial:
             program_indices |= {name: node, f"{name}_first": node}
         names = [*base.inputs, *(draw.name for draw in law.draws), *mechanism.program.definitions]
         mentioned = [name for name in names if _mentions(law.other, name)]
-        inputs = {name: self._context_decl(name, "_first") for name in mentioned}
+        inputs = {name: self.context_decl(name, "_first") for name in mentioned}
         names = [line.split("[")[0].split("=")[0].strip() for line in _lines(law.other)]
         outputs = {}
         for name in names:
@@ -332,7 +346,9 @@ class Trial:
         indices |= {f"{name}_second": _rename_sizes(node, base, "_") for name, node in base.indices.items()}
         indices |= {name: read_expression(size, file=self.law.name) for name, size in self.law.indices.items()}
         used = {name: value for name, value in context.items() if _mentions(text, name)}
-        inputs = {name: self._context_decl(name) for name in used}
+        inputs = {name: self.context_decl(name) for name in used if not foreign.is_output(self, name)}
+        for name in set(used) - set(inputs):
+            inputs[name] = foreign.output_decl(self, name, used[name], indices)
         outputs = {}
         for line in _lines(text):
             head = line.partition("=")[0]
@@ -345,7 +361,7 @@ class Trial:
         first_sizes, resolved = mechanism.resolve(self.inputs, self.options)
         return evaluator(program, used, _set(resolved), sizes=first_sizes, outputs=list(outputs))
 
-    def _context_decl(self, name: str, first_suffix: str = "") -> InputDecl:
+    def context_decl(self, name: str, first_suffix: str = "") -> InputDecl:
         """Declaration of a tensor that a law's equations mention, with its axes over the right call's sizes."""
         mechanism = self.mechanism
         if name == "tol":

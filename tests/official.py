@@ -58,12 +58,9 @@ def cases() -> list[Case]:
                 part: {name: arranged(arrays, text) for name, text in entry.get(part, {}).items()}
                 for part in ("inputs", "outputs", "cotangents", "gradients")
             }
-            found.append(
-                Case(
-                    path.parent.name, f"{Path(entry['file']).stem}-{number}", about["source"],
-                    about.get("tolerance", 1e-11), options=entry.get("options", {}), **parts,
-                )  # fmt: skip
-            )
+            name, tolerance = f"{Path(entry['file']).stem}-{number}", about.get("tolerance", 1e-11)
+            options = entry.get("options", {})
+            found.append(Case(path.parent.name, name, about["source"], tolerance, options=options, **parts))
     return found
 
 
@@ -79,6 +76,7 @@ def arranged(arrays: Mapping[str, Any], text: str) -> Any:
     if len(have) != array.ndim:
         raise ValueError(f"{text!r}: the array has {array.ndim} axes, the pattern {len(have)}")
     array = array.reshape([length for axis, length in zip(have, array.shape, strict=True) if axis != "1"])
-    have = [axis for axis in have if axis != "1"]
-    array = array.transpose([have.index(axis) for axis in want if axis != "1"])
-    return array.reshape([1 if axis == "1" else array.shape[[a for a in want if a != "1"].index(axis)] for axis in want])
+    have, named = ([axis for axis in axes if axis != "1"] for axes in (have, want))
+    lengths = dict(zip(have, array.shape, strict=True))
+    array = array.transpose([have.index(axis) for axis in named])
+    return array.reshape([1 if axis == "1" else lengths[axis] for axis in want])

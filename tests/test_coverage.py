@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import attnspec.reference
+from attnspec import impls
 from attnspec.conformance import coverage
 from attnspec.spec import load, mechanisms
 from attnspec.spec.papers import papers
@@ -52,10 +53,14 @@ def test_an_implementation_is_a_function_of_the_mechanisms_name(
         "class Function:\n    def backward(ctx): ...\ndef one(q): ...\nclass Other:\n    def three(self): ...\n"
     )
     (tmp_path / "linear.py").write_text("def two(q): ...\n")
-    monkeypatch.setattr(coverage, "_folder", lambda package: tmp_path)
-    assert dict(coverage._implementations("one")) == {"softmax": True}
-    assert dict(coverage._implementations("two")) == {"linear": False}
-    assert dict(coverage._implementations("three")) == {}
+    monkeypatch.setattr(impls, "__path__", [str(tmp_path)])
+    impls._sources.cache_clear()
+    assert dict(impls.written("one")) == {"softmax": True}
+    assert dict(impls.written("two")) == {"linear": False}
+    assert dict(impls.written("three")) == {}
+    with pytest.raises(LookupError, match="three"):
+        impls.find("three")
+    impls._sources.cache_clear()
 
 
 def test_mutants_are_those_of_the_recorded_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
