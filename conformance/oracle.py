@@ -61,7 +61,9 @@ class Expected:
     mechanism: str = ""
 
 
-def rounding_model(spec: Mechanism, dtype: str, name: str | None = None, *, gradient: bool = False) -> RoundingModel:
+def rounding_model(
+    spec: Mechanism, dtype: str, name: str | None = None, *, gradient: bool = False, form: str | None = None
+) -> RoundingModel:
     """The rounding model by name (the mechanism's default without one), for a dtype.
 
     `fused+tf32` is the model `fused` whose products round their operands to tf32 (fp32 cases only); the name is
@@ -73,9 +75,11 @@ def rounding_model(spec: Mechanism, dtype: str, name: str | None = None, *, grad
         raise semantics.DeclarationError(f"rounding {name!r}: unknown product {product!r}; known: tf32")
     entry = spec.rounding(base)
     wide = "fp64" if dtype == "fp64" else "fp32"
+    # A model names the tensors of every form; of each form those that it has.
+    known = frozenset((spec.program if form is None else spec.forms[form]).definitions)
     return RoundingModel(
         io=dtype,
-        stored=entry.gradient_stored if gradient else entry.stored,
+        stored=entry.gradient_stored if gradient else entry.stored & known,
         accumulate="fp64" if dtype == "fp64" else "fp32",
         product="tf32" if product and dtype == "fp32" else "ieee",
         name=f"{entry.name}+{product}" if product else entry.name,
@@ -123,7 +127,8 @@ def _one(
         found.rows = tuple(values)
         for name in found.exact:
             axes = (*spec.batch, *spec.outputs[name].axes)
-            found.row_axis[name] = axes.index(index)
+            if index in axes:  # a state has no rows: it is judged whole
+                found.row_axis[name] = axes.index(index)
     _differences(spec, data, options, declares, found, rows, case)
     finite = all(
         np.isfinite(value).all() for name, value in data.inputs.items()
@@ -141,7 +146,7 @@ def _cached(
     rounding: str | None, rows: Mapping[str, Sequence[int]] | None, form: str | None,
 ) -> tuple[dict[str, Any], dict[str, Any], RoundingModel]:  # fmt: skip
     backward = case.direction == "backward"
-    model = rounding_model(spec, case.dtype, rounding, gradient=backward)
+    model = rounding_model(spec, case.dtype, rounding, gradient=backward, form=form)
     order = semantics.declared(declares, "score_order")
     base = declares.get("lse_base", "e") if backward else "e"
     way = (case.check == probes.CHECK, order, base, form, backward, sorted((rows or {}).items()))

@@ -183,6 +183,9 @@ class Plan:
             self.add("values", sizes, values=recipe)
         for setting in self.of("causal")[:1]:
             self.add("values", shapes.TILES, setting, values="rising")
+        if any(self.mechanism.inputs[name].role == "gate" for name in self._present()):
+            for recipe in ("no_decay", "slow_decay", "fast_decay"):
+                self.add("values", shapes.TILES, values=recipe)
         for name, decl in self.mechanism.inputs.items():
             for setting in self.of(name)[:1]:
                 if decl.role == "bias":
@@ -220,12 +223,14 @@ class Plan:
             self.add("probes", PROBE, setting, values="key_set", check=probes.CHECK)
         if self.small():
             return
-        self.add("probes", shapes.WIDE, values="aim", check=probes.CHECK)
+        aimed = not self.mechanism.probe  # A key is found by its logit; where a file states constants there is none.
+        if aimed:
+            self.add("probes", shapes.WIDE, values="aim", check=probes.CHECK)
         self.add("probes", shapes.TILES, values="visible", check=probes.CHECK)
         for setting in _first_of_each(self.masking()):
             self.add("probes", shapes.WIDE, setting, values="visible", check=probes.CHECK)
             self.add("probes", PROBE_TURNED, setting, values="key_set", check=probes.CHECK)
-        for setting in self.of("causal", "window_left"):
+        for setting in self.of("causal", "window_left") if aimed else ():
             self.add("probes", TILES_TURNED, setting, values="aim", check=probes.CHECK)
 
     def layouts(self) -> None:
@@ -305,6 +310,9 @@ class Plan:
         for setting in _first_of_each(self.of(*SEEING)):
             self.add("gradients", TURNED, setting)
             self.add("gradients", TILES_TURNED, setting)
+        gated = any(self.mechanism.inputs[name].role == "gate" for name in self._present())
+        for recipe in ("no_decay", "slow_decay", "fast_decay") if gated else ():
+            self.add("gradients", shapes.TILES, values=recipe)
         for recipe in ("large", "rising", "needles", "heads_apart", "last_key"):
             self.add("gradients", shapes.TILES if recipe in ("rising", "last_key") else shapes.BASE, values=recipe)
         for name, decl in self.mechanism.inputs.items():

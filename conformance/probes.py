@@ -3,7 +3,7 @@
 Random inputs cannot see the edge of a mask in a long row: one key of 65,536 more or less changes the output by less
 than its rounding. These inputs can, because what they expect is 0 or not 0, a small count, or one exact value:
 
-- `key_set`: queries of zero make all logits equal and V[j] is 1 in the column j mod E, so that a row of the output
+- `key_set`: queries of zero make all logits equal (where they do not, the mechanism's file names constants that do) and V[j] is 1 in the column j mod E, so that a row of the output
   counts the keys it read, by residue;
 - `visible`: queries of zero, and values that are 0 except at a few keys, each with a column (and a head) of its own: at
   tile edges, at the ends, around every sampled query's diagonal, at window and chunk edges. A column is exactly 0 for
@@ -24,6 +24,7 @@ import numpy as np
 
 from attnspec.conformance import shapes
 from attnspec.conformance.types import Case
+from attnspec.spec.language import static_value
 from attnspec.spec.language.formats import format_of, unit_roundoff
 from attnspec.spec.mechanism import Mechanism
 
@@ -47,7 +48,7 @@ def places(spec: Mechanism, case: Case, options: Mapping[str, Any], limit: int) 
     """
     parts = shapes.roles(spec)
     sizes = shapes.derived(spec, case.sizes)
-    keys = sizes.get(parts.names.get("keys", ""), 0)
+    keys = sizes.get(parts.names.get("keys", parts.names.get("queries", "")), 0)
     rows = sizes.get(parts.names.get("queries", parts.names.get("keys", "")), 0)
     sampled = (case.rows or {}).get(parts.query_index)
     chosen = list(sampled) if sampled else sorted({0, rows // 3, rows // 2, rows - 1} & set(range(rows)))
@@ -75,9 +76,13 @@ def places(spec: Mechanism, case: Case, options: Mapping[str, Any], limit: int) 
     return list(dict.fromkeys(key for key in found if 0 <= key < keys))[:limit]
 
 
-def _queries_to_zero(spec: Mechanism, inputs: dict[str, Any]) -> None:
+def _level(spec: Mechanism, case: Case, inputs: dict[str, Any]) -> None:
+    """Equal weights: the constants of the mechanism's file, or queries of zero, which make all logits equal."""
+    sizes = shapes.derived(spec, case.sizes)
     for name in inputs:
-        if spec.inputs[name].role == "query":
+        if name in spec.probe:
+            inputs[name] = np.full_like(inputs[name], float(static_value(spec.probe[name], sizes=sizes) or 0.0))
+        elif not spec.probe and spec.inputs[name].role == "query":
             inputs[name] = np.zeros_like(inputs[name])
 
 
@@ -93,7 +98,7 @@ def _keyed(spec: Mechanism, inputs: Mapping[str, Any], role: str) -> tuple[str, 
 
 
 def _key_set(spec: Mechanism, case: Case, inputs: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    _queries_to_zero(spec, inputs)
+    _level(spec, case, inputs)
     for name in inputs:
         if spec.inputs[name].role == "value":
             value = inputs[name]
@@ -106,7 +111,7 @@ def _key_set(spec: Mechanism, case: Case, inputs: dict[str, Any], options: Mappi
 
 
 def _visible(spec: Mechanism, case: Case, inputs: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    _queries_to_zero(spec, inputs)
+    _level(spec, case, inputs)
     found = _keyed(spec, inputs, "value")
     if found is None:
         return _key_set(spec, case, inputs, options)

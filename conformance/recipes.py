@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attnspec.spec.domains import domain
+
 if TYPE_CHECKING:
     from attnspec.conformance.values import Draw
 
@@ -220,6 +222,34 @@ def _absent_sink(it: Draw) -> None:
         it.inputs[name] = np.where(np.arange(it.inputs[name].size) % 2 == 0, -np.inf, it.inputs[name])
 
 
+def _gates(it: Draw, factor: float) -> None:
+    """Move every gate towards (or away from) the value at which it changes nothing: 1 in [0, 1], else 0."""
+    for name in it.of_role("gate"):
+        found = domain(it.mechanism.inputs[name])
+        low, high = found.bounds(it.sizes) if found is not None else (None, None)
+        if low is not None and high is not None:
+            kept = np.clip(high - factor * (high - it.inputs[name]), low, high)
+            inside = it.inputs[name] if found is not None and found.open_high and factor == 0 else kept
+            it.inputs[name] = np.where((inside > low) & (inside <= high), inside, it.inputs[name])
+        else:
+            it.inputs[name] = factor * it.inputs[name]
+
+
+def _no_decay(it: Draw) -> None:
+    """Gates that let everything pass: what a state forgets, it forgets by mistake."""
+    _gates(it, 0.0)
+
+
+def _slow_decay(it: Draw) -> None:
+    """Gates near to letting everything pass, so that distant tokens matter."""
+    _gates(it, 2.0**-6)
+
+
+def _fast_decay(it: Draw) -> None:
+    """Gates that forget within a token or two: cumulative decays beyond what an exponential may be divided by."""
+    _gates(it, 16.0)
+
+
 RECIPES: dict[str, Recipe] = {
     "normal": _normal,
     "large": _large,
@@ -240,5 +270,8 @@ RECIPES: dict[str, Recipe] = {
     "same_batch": _same_batch,
     "big_sink": _big_sink,
     "absent_sink": _absent_sink,
+    "no_decay": _no_decay,
+    "slow_decay": _slow_decay,
+    "fast_decay": _fast_decay,
 }
 """Recipes by name. `data` and `probes` have further names for hidden values and probes."""

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -83,6 +83,7 @@ class Mechanism:
     constraints: tuple[Constraint, ...]
     otherwise: Mapping[str, Node]
     usual: tuple[str, ...]
+    probe: Mapping[str, Node]
     invariants: tuple[Mapping[str, Any], ...]
     identities: tuple[Mapping[str, Any], ...]
     claims: tuple[Mapping[str, Any], ...]
@@ -426,6 +427,7 @@ def _build(raw: Mapping[str, Any], path: Path) -> Mechanism:
         otherwise={
             name: expression(entry["otherwise"]) for name, entry in raw["sizes"].items() if "otherwise" in entry
         },
+        probe=_probe(raw, inputs, expression, file),
         usual=tuple(raw.get("usual", ())),
         invariants=tuple(raw.get("invariant", [])),
         identities=tuple(raw.get("identity", [])),
@@ -500,6 +502,16 @@ def _gradient(
     extended = dataclasses.replace(declarations, inputs={**declarations.inputs, **cotangents}, outputs=outputs)
     text = raw["equations"]["text"].rstrip("\n") + "\n" + raw["gradient"]["text"]
     return read(text, extended, macros=macros, file=file), gradient_of
+
+
+def _probe(
+    raw: Mapping[str, Any], inputs: Mapping[str, InputDecl], expression: Callable[[str], Node], file: str
+) -> dict[str, Node]:
+    """Constants of the probes, for real inputs only."""
+    for name in raw.get("probe", {}):
+        if name not in inputs or inputs[name].kind != "real":
+            raise SpecError(f"probe names {name!r}, which is no real input", file=file)
+    return {name: expression(text) for name, text in raw.get("probe", {}).items()}
 
 
 def _roundings(

@@ -9,6 +9,7 @@ weight without renormalising. On the CPU FlexAttention itself refuses gradients.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from attnspec.conformance.adapters._library import MECHANISM, library, refusals, versions
@@ -22,9 +23,44 @@ REFUSALS: dict[type[Exception], tuple[str, ...]] = {
 }
 
 
-def _positions(
+FAR = 1 << 40  # beyond every position
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """Who may attend to whom, as tables that one `mask_mod` reads: a program for each option would be compiled anew.
+
+    Query i attends to key j when both have the same segment and j's place lies in first[i]..last[i] and in
+    near[i]..FAR, or before `sinks` instead of the latter. Who is no part of a sequence has a segment of its own.
+    """
+
+    q_segment: Any  # [b, i]
+    kv_segment: Any  # [b, j]
+    place: Any  # [b, j]
+    first: Any  # [b, i]
+    last: Any  # [b, i]
+    near: Any  # [b, i]
+    sinks: Any  # [1]
+
+    def mask_mod(self, mask: Any) -> Mod:
+        q_segment, kv_segment, place = self.q_segment, self.kv_segment, self.place
+        first, last, near, sinks = self.first, self.last, self.near, self.sinks
+
+        def by_place(b: Any, h: Any, i: Any, j: Any) -> Any:
+            p = place[b, j]
+            inside = (p >= first[b, i]) & (p <= last[b, i]) & ((p >= near[b, i]) | (p < sinks[b * 0]))
+            return (q_segment[b, i] == kv_segment[b, j]) & inside
+
+        def by_place_and_mask(b: Any, h: Any, i: Any, j: Any) -> Any:
+            return by_place(b, h, i, j) & mask[b, h, i, j]
+
+        return by_place if mask is None else by_place_and_mask
+
+
+def _places(
+    B: int,
     N: int,
-    M: Any,
+    M: int,
     device: Any,
     *,
     top_left: bool,
@@ -33,99 +69,70 @@ def _positions(
     q_length: Any,
     kv_length: Any,
     left_pad: Any,
-) -> tuple[Mod, Mod, list[Mod]]:
-    """Position of query i and of key j in their sequence, as functions of indices, and who is real."""
-    rules: list[Mod] = []
+) -> tuple[Any, Any, Any, Any]:
+    """Place [b, i] of each query and [b, j] of each key in its sequence, aligned with each other; their segments."""
+    torch = library("torch", "torch")
+    i, j = torch.arange(N, device=device), torch.arange(M, device=device)
     if q_segment is not None:
-        torch = library("torch", "torch")
         same_q = q_segment[:, :, None] == q_segment[:, None, :]
         same_k = kv_segment[:, :, None] == kv_segment[:, None, :]
         across = q_segment[:, :, None] == kv_segment[:, None, :]
-        before_q = torch.tril(torch.ones(N, N, dtype=torch.bool, device=device), -1)
-        before_k = torch.tril(torch.ones(M, M, dtype=torch.bool, device=device), -1)
-        place_q = (same_q & before_q).sum(-1)
-        place_k = (same_k & before_k).sum(-1)
+        place_q = (same_q & (i < i[:, None])).sum(-1)
+        place_k = (same_k & (j < j[:, None])).sum(-1)
         if not top_left:
             place_q = place_q + across.sum(-1) - same_q.sum(-1)
-        rules.append(lambda b, h, i, j: (q_segment[b, i] == kv_segment[b, j]) & (q_segment[b, i] >= 0))
-        return (lambda b, i: place_q[b, i]), (lambda b, j: place_k[b, j]), rules
-    if q_length is not None:
-        rules.append(lambda b, h, i, j: i < q_length[b])
-    if kv_length is not None:
-        rules.append(lambda b, h, i, j: j - (0 if left_pad is None else left_pad[b]) < kv_length[b])
-    if left_pad is not None:
-        rules.append(lambda b, h, i, j: j >= left_pad[b])
-
-    def offset(b: Any) -> Any:
-        if top_left:
-            return 0
-        pad = 0 if left_pad is None else left_pad[b]
-        keys = M - pad if kv_length is None else kv_length[b]
-        return keys - (N if q_length is None else q_length[b])
-
-    return (
-        (lambda b, i: i + offset(b)),
-        (lambda b, j: j if left_pad is None else j - left_pad[b]),
-        rules,
-    )
+        return place_q, place_k, torch.where(q_segment < 0, -FAR, q_segment), kv_segment
+    zero = torch.zeros(B, 1, dtype=torch.int64, device=device)
+    pad = zero if left_pad is None else left_pad[:, None]
+    queries = zero + N if q_length is None else q_length[:, None]
+    keys = zero + M - pad if kv_length is None else kv_length[:, None]
+    place_q = i + (zero if top_left else keys - queries)
+    place_k = j - pad
+    real_q = i < queries
+    real_k = (place_k >= 0) & (place_k < keys)
+    return place_q, place_k, torch.where(real_q, 0, -FAR), torch.where(real_k, 0, -1)
 
 
-def _mask_mod(
-    position_q: Mod,
-    position_k: Mod,
-    rules: list[Mod],
+def _rules(
+    places: tuple[Any, Any, Any, Any],
     *,
-    mask: Any,
     causal: bool,
     window_left: int | None,
     window_right: int | None,
     chunk: int | None,
     sink_tokens: int,
-) -> Mod | None:
-    rules = list(rules)
-    if mask is not None:
-        rules.append(lambda b, h, i, j: _at(mask, b, h, i, j))
+) -> _Rules:
+    torch = library("torch", "torch")
+    place_q, place_k, segment_q, segment_k = places
+    first, last, near = (torch.full_like(place_q, end) for end in (-FAR, FAR, -FAR))
     if causal:
-        rules.append(lambda b, h, i, j: position_k(b, j) <= position_q(b, i))
-    if window_left is not None:
-        rules.append(
-            lambda b, h, i, j: (position_k(b, j) >= position_q(b, i) - window_left) | (position_k(b, j) < sink_tokens)
-        )
+        last = place_q
     if window_right is not None:
-        rules.append(lambda b, h, i, j: position_k(b, j) <= position_q(b, i) + window_right)
+        last = torch.minimum(last, place_q + window_right)
+    if window_left is not None:
+        near = place_q - window_left
     if chunk is not None:
-        rules.append(lambda b, h, i, j: position_k(b, j) // chunk == position_q(b, i) // chunk)
-    if not rules:
-        return None
-
-    def combined(b: Any, h: Any, i: Any, j: Any) -> Any:
-        keep = rules[0](b, h, i, j)
-        for rule in rules[1:]:
-            keep = keep & rule(b, h, i, j)
-        return keep
-
-    return combined
-
-
-def _at(tensor: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
-    """An element of a [b|1, h|1, i|1, j] tensor; an axis of size 1 is read at 0, not indexed past its end."""
-    zero = b * 0
-    return tensor[
-        b if tensor.shape[0] != 1 else zero, h if tensor.shape[1] != 1 else zero, i if tensor.shape[2] != 1 else zero, j
-    ]
+        first = place_q // chunk * chunk
+        last = torch.minimum(last, first + (chunk - 1))
+    sinks = torch.tensor([sink_tokens], device=place_q.device)
+    return _Rules(segment_q, segment_k, place_k, first, last, near, sinks)
 
 
 def _score_mod(bias: Any, softcap: float | None) -> Mod | None:
-    if bias is None and softcap is None:
-        return None
     torch = library("torch", "torch")
 
-    def score_mod(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
-        if softcap is not None:
-            score = softcap * torch.tanh(score / softcap)
-        return score if bias is None else score + _at(bias, b, h, i, j)
+    def capped(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+        return softcap * torch.tanh(score / softcap)
 
-    return score_mod
+    def biased(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+        return score + bias[b, h, i, j]
+
+    def capped_and_biased(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+        return softcap * torch.tanh(score / softcap) + bias[b, h, i, j]
+
+    if bias is None:
+        return None if softcap is None else capped
+    return biased if softcap is None else capped_and_biased
 
 
 def _paged(k_pages: Any, v_pages: Any, block_table: Any, kv_length: Any, N: int, mask_mod: Mod, score_mod: Any) -> Any:
@@ -198,28 +205,22 @@ def _flex(compiled: bool, short_name: str) -> Any:
         flex = library("torch.nn.attention.flex_attention", "torch")
         N = Q.shape[2]
         M = K.shape[2] if block_table is None else block_table.shape[1] * k_pages.shape[1]
-        position_q, position_k, rules = _positions(
-            N,
-            M,
-            Q.device,
-            top_left=causal_alignment == "top_left",
-            q_segment=q_segment,
-            kv_segment=kv_segment,
-            q_length=q_length,
-            kv_length=kv_length,
-            left_pad=left_pad,
-        )
-        mask_mod = _mask_mod(
-            position_q,
-            position_k,
-            rules,
-            mask=mask,
-            causal=causal,
-            window_left=window_left,
-            window_right=window_right,
-            chunk=chunk,
-            sink_tokens=sink_tokens,
-        )
+        # The whole shape, so that the programs read every mask and every bias alike.
+        mask, bias = (None if given is None else given.expand(*Q.shape[:3], M) for given in (mask, bias))
+        lengths = {"q_segment": q_segment, "q_length": q_length, "kv_length": kv_length, "left_pad": left_pad}
+        limits = {"window_left": window_left, "window_right": window_right, "chunk": chunk}
+        mask_mod = None
+        if causal or mask is not None or any(given is not None for given in (*lengths.values(), *limits.values())):
+            places = _places(
+                Q.shape[0],
+                N,
+                M,
+                Q.device,
+                top_left=causal_alignment == "top_left",
+                kv_segment=kv_segment,
+                **lengths,
+            )
+            mask_mod = _rules(places, causal=causal, sink_tokens=sink_tokens, **limits).mask_mod(mask)
         score_mod = _score_mod(bias, softcap)
         block_mask = None
         if block_table is not None:
