@@ -123,7 +123,7 @@ class Arena:
         if self.data(case).extra.get("calls"):
             return False  # judged by several calls of one kernel; a program has no memory between calls
         plan, folder = self.folded(case)
-        if mutant.name not in _needed(self.program, plan):
+        if mutant.name not in _needed(self._outputs(case), plan):
             return False
         for table, bodies in ((mutant.program.definitions, plan.bodies), (mutant.program.boundaries, plan.edges)):
             if mutant.name not in table:
@@ -139,6 +139,13 @@ class Arena:
             elif body != original:
                 return True
         return False
+
+    def _outputs(self, case: Case) -> list[str]:
+        """What the case asks for: every output, or the gradients of the inputs that it gives."""
+        if self.direction == "forward":
+            return list(self.program.declarations.outputs)
+        given = self.data(case).inputs
+        return [name for name, source in self.mechanism.gradient_of.items() if source in given]
 
     def compute(self, case: Case, program: Program | None = None) -> dict[str, Any]:
         """Outputs (gradients for a backward case) of the original or of a mutant, in float64."""
@@ -199,6 +206,9 @@ class Arena:
                 self.kills[case.id] = self.kills.get(case.id, 0) + 1
                 return self._outcome(mutant, "killed", case.id, ratio, reached, raised)
         if reached == raised:
+            if reached and "outside" in message:
+                # It reads beyond a tensor wherever it is evaluated: there is no such function to tell apart.
+                return self._outcome(mutant, "invalid", "", 0.0, reached, raised, message)
             why = f"cannot be evaluated in any case: {message}" if reached else "takes part in no case"
             return self._outcome(mutant, "error", "", 0.0, reached, raised, why)
         return self._outcome(mutant, "survived", "", 0.0, reached, raised)
@@ -224,13 +234,13 @@ def _ordered(cases: Iterable[Case]) -> list[Case]:
     return [case for *_, case in sorted(ranked, key=lambda entry: entry[:3])]
 
 
-def _needed(program: Program, plan: Plan) -> set[str]:
+def _needed(outputs: list[str], plan: Plan) -> set[str]:
     """The definitions that the outputs may need under a plan; what folded to a literal is no longer named anywhere."""
     cached: set[str] | None = getattr(plan, "needed", None)
     if cached is not None:
         return cached
     found: set[str] = set()
-    pending = [output.name for output in program.declarations.outputs.values()]
+    pending = list(outputs)
     while pending:
         name = pending.pop()
         if name in found or name not in plan.bodies:

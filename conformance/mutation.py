@@ -45,8 +45,8 @@ class MutationReport:
 
     @property
     def total(self) -> int:
-        """Mutants that are no known equivalents."""
-        return sum(entry.id not in self.explained for entry in self.mechanical)
+        """Mutants that can be evaluated and are no known equivalents."""
+        return sum(entry.id not in self.explained and entry.status != "invalid" for entry in self.mechanical)
 
     @property
     def survivors(self) -> list[Any]:
@@ -72,6 +72,7 @@ class MutationReport:
             "killed": self.killed,
             "total": self.total,
             "equivalent": len(self.explained),
+            "invalid": sum(entry.status == "invalid" for entry in self.mechanical),
             "planted": len(self.planted),
             "planted_killed": sum(entry.status == "killed" for entry in self.planted),
             "planted_regions_right": self.regions_right,

@@ -29,6 +29,7 @@ SEEING = (
 
 TURNED = {**shapes.BASE, "queries": 23, "keys": 14}
 TILES_TURNED = {**shapes.TILES, "queries": 131, "keys": 67}
+NOTHING = {**shapes.BASE, "queries": 0, "keys": 0}
 ONE_QUERY = {**shapes.BASE, "queries": 1}
 SQUARE = {**shapes.BASE, "queries": 21, "keys": 21}
 PROBE = {"batch": 1, "heads": 2, "kv_heads": 1, "queries": 37, "keys": 43, "feature": 32, "value_feature": 32}
@@ -103,6 +104,13 @@ class Plan:
         """The settings that stand for one of these inputs or options."""
         return [setting for setting in self.settings if set(names) & set(setting.names)]
 
+    def states(self) -> list[Setting]:
+        """Settings that bring a state to start from."""
+        return [
+            setting for setting in self.settings
+            if any(self.mechanism.inputs[name].role == "state" for name in setting.inputs)
+        ]  # fmt: skip
+
     def masking(self) -> list[Setting]:
         """Settings that change which keys a query sees."""
         single: list[Setting] = []
@@ -155,6 +163,9 @@ class Plan:
                 self.add("options", sizes, setting)
         for number, setting in enumerate(self.meeting()):
             self.add("options", (TURNED, shapes.BASE)[number % 2], setting)
+        for setting in self.states():
+            for sizes in (NOTHING, shapes.TILES):
+                self.add("options", sizes, setting)
         nullable = {name: None for name, decl in self.mechanism.options.items() if decl.nullable and name in self.taken}
         if nullable:
             self.add("options", options=nullable)
@@ -303,6 +314,9 @@ class Plan:
         for setting in _first_of_each(self.settings) if self.small() else self.settings:
             self.add("gradients", setting=setting)
         self.add("gradients_all")
+        for setting in self.states():
+            for sizes in (shapes.BASE, NOTHING, ONE_QUERY, shapes.TILES):
+                self.add("gradients_all", sizes, setting)
         if self.small():
             return
         for setting in _first_of_each(self.settings):

@@ -3,8 +3,8 @@
 Random inputs cannot see the edge of a mask in a long row: one key of 65,536 more or less changes the output by less
 than its rounding. These inputs can, because what they expect is 0 or not 0, a small count, or one exact value:
 
-- `key_set`: queries of zero make all logits equal (where they do not, the mechanism's file names constants that do) and V[j] is 1 in the column j mod E, so that a row of the output
-  counts the keys it read, by residue;
+- `key_set`: queries of zero make all logits equal (where they do not, the file names constants that do) and V[j] is 1
+  in the column j mod E, so that a row of the output counts the keys it read, by residue;
 - `visible`: queries of zero, and values that are 0 except at a few keys, each with a column (and a head) of its own: at
   tile edges, at the ends, around every sampled query's diagonal, at window and chunk edges. A column is exactly 0 for
   the queries that must not see its key, and far from 0 for the others;

@@ -60,6 +60,7 @@ def option_values(decl: OptionDecl, level: str, turn: int = 0) -> list[Any]:
         found = [0.3, -0.5, 0.0] + ([1.0, 2.5] if level == "exhaustive" else [])
     elif decl.nullable:
         found = [1.5] + ([0.5, 30.0] if level == "exhaustive" else [])
+        found += [-0.5] + ([-2.0] if level == "exhaustive" else []) if decl.maximum == 0 else []
     else:
         found = [0.25]
     low = decl.minimum if decl.minimum is not None else -np.inf

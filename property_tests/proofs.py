@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import sympy
 
+from attnspec.conformance.shapes import derived
 from attnspec.property_tests.draw import size_of
 from attnspec.spec.language.prove import Counterexample, prove_equal
 from attnspec.spec.language.symbolic import sympy_evaluate
@@ -24,6 +25,7 @@ def symbolic_trial(mechanism: Mechanism, law: Law) -> Trial:
     """The law with symbols for reals, masks that drop one pair, and the first of each option's choices."""
     sizes = {name: TINY.get(name, 1) for name, size in mechanism.sizes.items() if size.value is None}
     sizes |= {name: low for name, (low, _) in law.sizes.items()} | dict(law.tiny)
+    sizes = derived(mechanism, sizes)
     options: dict[str, Any] = {}
     for name, choices in law.options.items():
         value = choices[0] if isinstance(choices, list) else choices
@@ -32,7 +34,8 @@ def symbolic_trial(mechanism: Mechanism, law: Law) -> Trial:
     if "scale" in mechanism.options:
         options.setdefault("scale", 0.5)  # a rational, so that the proof stays exact
     present = [name for name, decl in mechanism.inputs.items() if not decl.optional]
-    present += [*mechanism.usual, *law.given]
+    present += [name for name in mechanism.usual if name not in law.absent]
+    present += [name for name in law.given if name not in present]
     inputs = {}
     for name in present:
         decl = mechanism.inputs[name]

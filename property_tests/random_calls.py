@@ -65,7 +65,11 @@ def _attempt(mechanism: Mechanism, rng: np.random.Generator, largest: int, empty
             present ^= {name}
     chosen = [name for name in mechanism.inputs if name in present]
     if not admissible(mechanism, sizes, options, chosen):
-        return None
+        if "N" not in sizes or "M" not in sizes:
+            return None
+        sizes["M"] = sizes["N"]  # some options want self-attention
+        if not admissible(mechanism, sizes, options, chosen):
+            return None
     full = derived(mechanism, sizes)
     inputs: dict[str, Any] = {}
     try:

@@ -7,6 +7,7 @@ is one that nothing can violate.
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ from attnspec.spec import load, mechanisms
 from attnspec.spec.laws import Law, Trial, laws
 from attnspec.spec.mechanism import Mechanism
 
-LAWS = [pytest.param(name, law, id=f"{name}-{law.name}") for name in mechanisms() for law in laws(load(name))]
+EVERY = [(name, law) for name in mechanisms() for law in laws(load(name))]
+LAWS = [pytest.param(name, law, id=f"{name}-{law.name}") for name, law in EVERY if not law.refuted]
+REFUTED = [pytest.param(name, law, id=f"{name}-{law.name}") for name, law in EVERY if law.refuted]
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 
@@ -61,12 +64,15 @@ def broken(mechanism: Mechanism, law: Law, change: tuple[str, str]) -> Mechanism
     from attnspec.spec.language import read
 
     old, new = change
+    macros = tomllib.loads(mechanism.path.read_text(encoding="utf-8")).get("macros", "")
     programs: dict[str, Any] = {}
     for part in ("program", "gradient"):
         program = getattr(mechanism, part)
         if program is not None and old in program.text:
             text = program.text.replace(old, new)
-            programs[part] = read(text, program.declarations, file=f"{mechanism.name} broken for {law.name}")
+            programs[part] = read(
+                text, program.declarations, macros=macros, file=f"{mechanism.name} broken for {law.name}"
+            )
     assert programs, f"{law.name}: {old!r} is not in the equations"
     return dataclasses.replace(mechanism, **programs)
 
@@ -100,3 +106,10 @@ def test_the_law_rejects_a_wrong_variant(name: str, law: Law) -> None:
     assert law.breaks, f"{law.name} names no change that it must notice"
     for change in law.breaks:
         assert notices(load(name), law, change), f"{law.name} does not notice {change[0]!r} -> {change[1]!r}"
+
+
+@pytest.mark.parametrize(("name", "law"), REFUTED)
+def test_a_refuted_claim_has_a_counterexample(name: str, law: Law) -> None:
+    mechanism = load(name)
+    with pytest.raises(AssertionError, match=law.name):
+        hold(mechanism, law, implementations.spec(mechanism), 40)

@@ -17,9 +17,8 @@ from attnspec.spec.language import EvaluationError, InputDecl, read_expression, 
 from attnspec.spec.language.syntax import Node
 
 Array = np.ndarray[Any, Any]
-_CHAIN = re.compile(
-    r"\s*(?:(?P<low>[^<>=]+?)\s*(?P<low_op><=?)\s*)?(?P<name>\w+)\s*(?:(?P<op><=?|>=?)\s*(?P<high>[^<>=]+?)\s*)?"
-)
+_LOW = r"\s*(?:(?P<low>[^<>=]+?)\s*(?P<low_op><=?)\s*)?"
+_HIGH = r"\s*(?:(?P<op><=?|>=?)\s*(?P<high>[^<>=]+?)\s*)?"
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,8 @@ class Domain:
 
 def domain(decl: InputDecl) -> Domain | None:
     """The domain that a declaration states, or None where it states none or only describes it."""
-    match = _CHAIN.fullmatch(decl.domain) if decl.domain else None
-    if match is None or match["name"] != decl.name or not (match["low"] or match["high"]):
+    match = re.fullmatch(f"{_LOW}{re.escape(decl.name)}{_HIGH}", decl.domain)
+    if match is None or not (match["low"] or match["high"]):
         return None
     low, high, op = match["low"], match["high"], match["op"] or ""
     open_low, open_high = match["low_op"] == "<", op == "<"

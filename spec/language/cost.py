@@ -57,6 +57,7 @@ EXPONENTIALS = frozenset(
         "erf",
         "pow",
         "logaddexp",
+        "atan2",
     ]
 )
 SMALL_POWERS = (2, 3, 4)

@@ -18,7 +18,7 @@ from attnspec.spec.language.functions import FUNCTIONS
 from attnspec.spec.language.named import Named, combine, is_scalar, kind_of_array, lift
 
 # Functions whose derivative is unbounded somewhere: their excluded arguments are made safe under autograd.
-SINGULAR = frozenset({"exp", "exp2", "log", "log2", "log1p", "sqrt", "rsqrt", "pow", "logaddexp", "/", "**"})
+SINGULAR = frozenset({"exp", "exp2", "log", "log2", "log1p", "sqrt", "rsqrt", "pow", "logaddexp", "atan2", "/", "**"})
 
 
 def function(backend: Backend, name: str, arguments: Sequence[Named], kind: str) -> Named:
@@ -43,6 +43,8 @@ def function(backend: Backend, name: str, arguments: Sequence[Named], kind: str)
         return combine(backend, lambda a, b: a**b, *real)
     if name == "logaddexp":
         return combine(backend, lambda a, b: _logaddexp(backend, a, b), *real)
+    if name == "atan2":  # adding 0 turns -0 into 0: the sign of a zero has no meaning here
+        return combine(backend, lambda a, b: backend.function("atan2")(a + 0.0, b + 0.0), *real)
     value = real[0]
     array = _UNARY[name](backend, value.array) if name in _UNARY else backend.function(name)(value.array)
     return Named(array, value.axes)

@@ -40,6 +40,7 @@ FUNCTIONS: dict[str, Function] = {
     "max": Function(1, None, "same"),
     "clip": Function(3, 3, "same"),
     "logaddexp": Function(2, 2, "real"),
+    "atan2": Function(2, 2, "real"),
 }
 
 CONSTANTS = ("inf", "pi")

@@ -268,18 +268,21 @@ def _reference(node: Ref, context: Context) -> Iterator[Variant]:
 
 
 def inside(node: Node, program: Program) -> Node:
-    """`node` with every subscript kept inside its tensor, except plain indices of their own axis and recurrences."""
+    """`node` with every subscript kept inside its tensor, except plain indices of their own axis and scan positions.
+
+    Clipping the position in a recurrence would hide what the change does: one step too many would be the last again.
+    """
     parts = tuple(inside(child, program) for child in children(node))
     if not isinstance(node, Ref):
         return rebuild(node, parts)
     axes = _axes(node.name, program)
-    recurrent = {name for scan in program.scans for name in scan.names}
-    if axes is None or node.name in recurrent:
+    scanned = {name: scan.index for scan in program.scans for name in scan.names}
+    if axes is None:
         return rebuild(node, parts)
     kept = []
     for axis, subscript in zip(axes, parts):
         own = isinstance(subscript, Name) and _same_size(axis, subscript.id, program)
-        if axis is None or own:
+        if axis is None or own or axis == scanned.get(node.name):
             kept.append(subscript)
         else:
             last = Binary("-", index_size(program.declarations, axis), Num(1))
