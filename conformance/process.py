@@ -25,10 +25,11 @@ from attnspec.conformance.candidate import CandidateError
 from attnspec.conformance.environment import fingerprint
 from attnspec.conformance.job import Job
 from attnspec.conformance.types import CandidateSignature, Observation
-from attnspec.conformance.worker import Load, load
+from attnspec.conformance.worker import ASK, Load, load
 
 IMPORT_LIMIT = 300.0  # seconds for starting the interpreter and importing the candidate
-GRACE = 2.0  # seconds that the worker's own timer gets before the process is killed
+GRACE = 2.0  # seconds that a process gets to end
+STRETCH = 4.0  # how many times the limit may pass on the clock while the process itself has not used it up
 PRINT_LIMIT = 64 << 20  # bytes of output after which a candidate is stopped
 
 
@@ -85,6 +86,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._pending: tuple[Job, float] | None = None
         self._deadline = 0.0
+        self._spent = 0.0
 
     def load(self, order: Load) -> CandidateSignature:
         """Import the candidate in the worker.
@@ -97,17 +99,21 @@ class Worker:
         return self._load()
 
     def send(self, job: Job, limit: float) -> None:
-        """Give the worker a case; `limit` seconds from now on it is stopped."""
+        """Give the worker a case; when it has computed for `limit` seconds it is stopped.
+
+        On a busy machine these take longer on the clock, up to `STRETCH` times; so may a process that sleeps.
+        """
         self._discard()
         self._pending = (job, limit)
         try:
             if not self._loaded:
                 self._load()
             self._busy = True
-            wire.send(self._to, ("call", job, limit))
+            wire.send(self._to, ("call", job))
         except (BrokenPipeError, CandidateError):
             pass  # receive() tells how the process ended
         self._deadline = time.monotonic() + limit
+        self._spent = self._computed()
 
     def receive(self) -> Observation:
         """What happened to the case that was sent."""
@@ -117,7 +123,7 @@ class Worker:
         if not self._loaded:
             return Observation(status="crash", message=f"cannot be started again: {self._failure}")
         try:
-            answer = self._answer(self._deadline + GRACE)
+            answer = self._answer(self._deadline, limit)
         except _EndedError as ended:
             observation = self._told(ended, limit)
             observation.seconds = limit if observation.status == "timeout" else time.perf_counter() - began
@@ -204,19 +210,43 @@ class Worker:
         os.close(child_writes)
         self._answer(time.monotonic() + IMPORT_LIMIT)
 
-    def _answer(self, deadline: float) -> Any:
-        """The worker's next message; `_EndedError` when there will be none."""
+    def _answer(self, deadline: float, limit: float | None = None) -> Any:
+        """The worker's next message; `_EndedError` when there will be none.
+
+        Args:
+            limit: seconds of computing after which it is late; None: the deadline alone counts.
+        """
         while True:
-            ready, _, _ = select.select([self._from], [], [], min(0.25, max(0.0, deadline - time.monotonic())))
+            ready, _, _ = select.select([self._from], [], [], min(0.25, max(0.01, deadline - time.monotonic())))
             if ready:
                 try:
                     return wire.receive(self._from)
                 except EOFError:
                     raise _EndedError("gone") from None
-            if time.monotonic() > deadline:
+            beyond = time.monotonic() - deadline
+            if beyond > 0 and (
+                limit is None or beyond > (STRETCH - 1) * limit or self._computed() - self._spent >= limit
+            ):
+                self._ask_where(limit)
                 raise _EndedError("late")
             if os.fstat(self._capture).st_size > PRINT_LIMIT:
                 raise _EndedError("flood")
+
+    def _computed(self) -> float:
+        """Seconds that the process and what it started have computed; the clock where the system does not tell."""
+        try:
+            stat = Path(f"/proc/{self._process.pid if self._process else 0}/stat").read_text(encoding="ascii")
+        except OSError:
+            return time.monotonic()
+        ticks = stat.rpartition(")")[2].split()[11:15]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+    def _ask_where(self, limit: float | None) -> None:
+        """Have the process write down where it is before it is stopped."""
+        if limit is not None and self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(ASK)
+            time.sleep(0.2)
 
     def _printed(self) -> str:
         size = os.fstat(self._capture).st_size
@@ -240,7 +270,7 @@ class Worker:
                 message=f"printed more than {PRINT_LIMIT >> 20} MiB in one call",
                 printed=text[-4000:],
             )
-        if ended.how == "late" or "Timeout (" in text:
+        if ended.how == "late":
             return Observation("timeout", message=f"did not return within {limit:.3g} s{place}", printed=text[-4000:])
         if code is None:
             message = "closed its connection to the suite"

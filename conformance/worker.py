@@ -1,9 +1,9 @@
 """The process in which candidates run: `python -m attnspec.conformance.worker READ WRITE`.
 
 It reads messages (`wire`) from one descriptor and answers on another: `("load", Load)` is answered by
-`("loaded", CandidateSignature, environment)` or `("unusable", message)`, `("call", Job, limit)` by
+`("loaded", CandidateSignature, environment)` or `("unusable", message)`, `("call", Job)` by
 `("observed", Observation)`. Standard output and error belong to the candidate; the parent captures them.
-Crashes and endless loops end this process and are the parent's (`process`) to tell.
+Crashes and endless loops are the parent's (`process`) to tell; on the signal `ASK` this process writes where it is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import faulthandler
 import importlib.util
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from attnspec.conformance.finding import resolve
 from attnspec.conformance.interface import Interface
 from attnspec.conformance.job import Job
 from attnspec.conformance.types import Observation
+
+ASK = signal.SIGUSR2
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def serve(source: int, target: int) -> None:
             except CandidateError as error:
                 answer = ("unusable", str(error))
         elif message[0] == "call":
-            answer = ("observed", _observe(caller, message[1], message[2]))
+            answer = ("observed", _observe(caller, message[1]))
         else:
             return
         sys.stdout.flush()
@@ -116,15 +119,10 @@ def serve(source: int, target: int) -> None:
         wire.send(target, answer)
 
 
-def _observe(caller: Caller | None, job: Job, limit: float) -> Observation:
+def _observe(caller: Caller | None, job: Job) -> Observation:
     if caller is None:
         return Observation(status="error", message="no candidate is loaded")
-    # A timer in C, which works where the interpreter is stuck: it writes the stack and ends the process.
-    faulthandler.dump_traceback_later(limit, exit=True)
-    try:
-        return caller.observe(job)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    return caller.observe(job)
 
 
 def _limit_memory(size: int) -> None:
@@ -145,6 +143,8 @@ def main() -> None:
     for descriptor in (source, target):
         os.set_inheritable(descriptor, False)
     faulthandler.enable()
+    # A handler in C, which works where the interpreter is stuck: it writes down where the candidate is.
+    faulthandler.register(ASK, all_threads=True, chain=False)
     receipt.guard_imports()
     serve(source, target)
     # Skip the frameworks' own shutdown: it can hang or crash, and nothing is left to save.

@@ -60,6 +60,12 @@ def sleeps_when_decoding(q: Any, k: Any, v: Any) -> Any:
 
 
 @described
+def waits_a_second(q: Any, k: Any, v: Any) -> Any:
+    time.sleep(1.0)
+    return attention(q, k, v)
+
+
+@described
 def returns_its_input(q: Any, k: Any, v: Any) -> Any:
     return v
 

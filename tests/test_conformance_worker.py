@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +227,17 @@ def test_functions_are_addressed_so_that_a_worker_can_import_them() -> None:
     assert address(make_case).endswith(":make_case")
     with pytest.raises(CandidateError, match="a worker process cannot import it"):
         address(lambda q, k, v: q)
+
+
+@pytest.mark.parametrize(("computed", "statuses"), [(lambda: 0.0, ["pass"] * 2), (time.monotonic, ["pass", "timeout"])])
+def test_the_limit_counts_what_was_computed_and_not_the_clock(
+    computed: Callable[[], float], statuses: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that is busy elsewhere an honest kernel is not late; the first call has time to warm up."""
+    monkeypatch.setattr(Worker, "_computed", lambda self: computed())
+    with Worker() as worker:
+        results = posed(worker, "waits_a_second", make_case("small"), make_case("square"), timeout=0.6)
+    assert [result.status for result in results] == statuses
 
 
 def test_large_arrays_travel_unchanged() -> None:
