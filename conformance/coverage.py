@@ -1,8 +1,9 @@
 """What exists for each mechanism, computed from the files and never typed.
 
 A row says whether a mechanism has its equations, backward equations, a reference (forward, backward), a Triton
-implementation (forward, backward), how many invariants, identities and claims its file states, and how many mutants
-the last recorded run killed. The README's table and `attnspec coverage` print it. Nothing optional is imported:
+implementation (forward, backward), how many invariants, identities and claims its file states (a claim is confirmed,
+conditional where it needs a condition that the paper does not state, or refuted), whether official code was compared
+(an `[[evidence]]` with a commit), and how many mutants the last recorded run killed. The README's table and `attnspec coverage` print it. Nothing optional is imported:
 reference and implementations are read as source text.
 """
 
@@ -38,7 +39,10 @@ class Row:
     invariants: int = 0
     identities: int = 0
     proved: int = 0
-    claims: int = 0
+    claims_confirmed: int = 0
+    claims_conditional: int = 0
+    claims_refuted: int = 0
+    official: bool = False
     mutants_killed: int | None = None
     mutants: int | None = None
     papers: int = 0
@@ -95,14 +99,14 @@ def table(*, planned: bool = False) -> str:
     account = totals()
     lines = [
         "| mechanism | family | equations | reference | Triton "
-        "| invariants | identities | laws proved | claims | mutants killed |",
-        "|---|---|---|---|---|---:|---:|---:|---:|---:|",
+        "| invariants | identities | laws proved | claims | official code | mutants killed |",
+        "|---|---|---|---|---|---:|---:|---:|---|---|---:|",
     ]
     for row in rows(planned=planned):
         killed = "" if row.mutants is None else f"{row.mutants_killed} of {row.mutants}"
         cells = [
             row.name, row.family, _ways(row.spec, row.gradient), _ways(row.reference, row.reference_backward),
-            _ways(row.triton, row.triton_backward), row.invariants, row.identities, row.proved, row.claims, killed,
+            _ways(row.triton, row.triton_backward), row.invariants, row.identities, row.proved, _claims(row), "compared" if row.official else "", killed,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
     lines += [
@@ -111,6 +115,13 @@ def table(*, planned: bool = False) -> str:
         f"{account.papers_without} without an equation of their own.",
     ]
     return "\n".join(lines)
+
+
+def _claims(row: Row) -> str:
+    parts = (
+        (row.claims_confirmed, "confirmed"), (row.claims_conditional, "conditional"), (row.claims_refuted, "refuted")
+    )  # fmt: skip
+    return ", ".join(f"{count} {what}" for count, what in parts if count)
 
 
 def _ways(forward: bool, backward: bool) -> str:
@@ -133,7 +144,10 @@ def _row(mechanism: Mechanism, read_by: int) -> Row:
         invariants=len(mechanism.invariants),
         identities=len(mechanism.identities),
         proved=sum(bool(law.get("prove")) for law in (*mechanism.invariants, *mechanism.identities)),
-        claims=len(mechanism.claims),
+        claims_confirmed=sum(not claim.get("refuted") and not claim.get("where") for claim in mechanism.claims),
+        claims_conditional=sum(not claim.get("refuted") and bool(claim.get("where")) for claim in mechanism.claims),
+        claims_refuted=sum(bool(claim.get("refuted")) for claim in mechanism.claims),
+        official=any(entry.get("commit") for entry in mechanism.evidence),
         mutants_killed=recorded and recorded[0],
         mutants=recorded and recorded[1],
         papers=read_by,

@@ -25,7 +25,7 @@ from attnspec.conformance.regions import Region
 from attnspec.conformance.session import Examination, Session
 from attnspec.conformance.shrink import shrink
 from attnspec.conformance.types import Case, CaseData, CaseResult, OutputEvidence, Report
-from attnspec.conformance.verdict import _widened as widened
+from attnspec.conformance.verdict import widened
 from attnspec.spec import SpecError, load
 
 EXPLAINED = 6

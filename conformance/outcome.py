@@ -15,6 +15,8 @@ from attnspec.conformance.types import CaseResult, Report, Status
 CONFORMS = 0
 DOES_NOT_CONFORM = 1
 COULD_NOT_JUDGE = 2
+INTERRUPTED = "interrupted: "
+"""How the problem of a run begins that was stopped: what was not run may have failed."""
 VERDICTS = {CONFORMS: "conforms", DOES_NOT_CONFORM: "does not conform", COULD_NOT_JUDGE: "could not judge"}
 
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -51,16 +53,19 @@ def judged(results: Iterable[CaseResult]) -> int:
 
 
 def exit_code(results: Iterable[CaseResult], problems: Iterable[str] = ()) -> int:
-    """0 conforms, 1 does not, 2 nothing was judged.
+    """0 conforms, 1 does not, 2 nothing was judged, or the run was interrupted before anything failed.
 
     A candidate that raised an error in every case it was given has been judged (and fails); one that refused every
     case has not.
     """
-    listed = list(results)
+    listed, found = list(results), list(problems)
     if not judged(listed):
         return COULD_NOT_JUDGE
-    failed = any(result.status in FAILING for result in listed)
-    return DOES_NOT_CONFORM if failed or any(True for _ in problems) else CONFORMS
+    if any(result.status in FAILING for result in listed):
+        return DOES_NOT_CONFORM
+    if any(problem.startswith(INTERRUPTED) for problem in found):
+        return COULD_NOT_JUDGE
+    return DOES_NOT_CONFORM if found else CONFORMS
 
 
 def conclude(report: Report) -> Report:

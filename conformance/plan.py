@@ -136,7 +136,9 @@ class Plan:
         self.values()
         self.hidden()
         self.probes()
-        if not self.small():
+        if self.small():
+            self.add("layouts", layout="transposed")
+        else:
             self.layouts()
             self.calls()
             self.scopes()

@@ -130,7 +130,8 @@ def run(
             else:
                 expectations.apply(report, (lambda: [case.id for case in every]) if select is not None else None)
         if interrupted:
-            report.problems.append(f"interrupted: {len(report.results)} cases were judged, the others were not run")
+            done = f"{len(report.results)} cases were judged, the others were not run"
+            report.problems.append(f"{outcome.INTERRUPTED}{done}")
         report.seconds = time.perf_counter() - began
         outcome.conclude(report)
         if explain is not None and not interrupted and report.exit_code == outcome.DOES_NOT_CONFORM:

@@ -133,7 +133,7 @@ def judge_array(
         return _failed(name, f"has shape {array.shape}, expected {want.shape}")
     if not want.size:
         return OutputEvidence(name, True, 0, 0.0, 0.0, 0.0, 0.0, message="")
-    spread = _widened(sigma, want, array, dtype, returned, first)
+    spread = widened(sigma, want, array, dtype, returned, first)
     counts = np.ones(want.shape, dtype=bool) if judged is None else np.asarray(judged, dtype=bool)
     special = ~np.isfinite(want)
     same_special = np.where(np.isnan(want), np.isnan(array), array == want)
@@ -164,7 +164,7 @@ def judge_array(
     return found
 
 
-def _widened(sigma: Any, want: Any, got: Any, dtype: str, returned: str, first: bool) -> Any:
+def widened(sigma: Any, want: Any, got: Any, dtype: str, returned: str, first: bool) -> Any:
     """Sigma with the rounding of a statistic that came back in the case's dtype, and the floor of flushed denormals."""
     size = np.where(np.isfinite(want), np.abs(want), 0.0)
     variance = np.asarray(sigma, dtype=np.float64) ** 2

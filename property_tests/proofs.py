@@ -51,7 +51,10 @@ def prove(mechanism: Mechanism, law: Law) -> bool | Counterexample:
     trial = symbolic_trial(mechanism, law)
 
     def call(mechanism: Mechanism, inputs: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-        return sympy_evaluate(mechanism.program, inputs, options, outputs=list(mechanism.outputs))
+        # An option may be a symbol here; those fix no sizes.
+        plain = {name: value for name, value in options.items() if isinstance(value, (bool, int, float, str))}
+        sizes, _ = mechanism.resolve(inputs, plain)
+        return sympy_evaluate(mechanism.program, inputs, options, sizes=sizes, outputs=list(mechanism.outputs))
 
     first = call(mechanism, trial.inputs, trial.options)
     second, other_inputs = None, None

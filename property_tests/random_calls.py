@@ -60,8 +60,10 @@ def _attempt(mechanism: Mechanism, rng: np.random.Generator, largest: int, empty
             if values:
                 options[name] = values[int(rng.integers(0, len(values)))]
     present = {name for name, decl in mechanism.inputs.items() if not decl.optional} | set(mechanism.usual)
+    # Now and then none of the usual inputs: what stands in for them (pages, say) excludes them all.
+    leave = 1.0 if mechanism.usual and rng.random() < 0.2 else 0.1
     for name, decl in mechanism.inputs.items():
-        if decl.optional and rng.random() < (0.1 if name in mechanism.usual else 0.5):
+        if decl.optional and rng.random() < (leave if name in mechanism.usual else 0.5):
             present ^= {name}
     chosen = [name for name in mechanism.inputs if name in present]
     if not admissible(mechanism, sizes, options, chosen):

@@ -137,10 +137,9 @@ class _Run:
 
 def _decays(g: Array) -> tuple[Array, Array, Array]:
     """Decay between tokens of a chunk (0 towards the past) `[n,n]`, from its start `[n,1]`, to its end `[n,1]`."""
-    total = np.cumsum(g)
-    seen = np.tri(len(g), dtype=bool)
-    inside = np.exp(np.where(seen, total[:, None] - total[None, :], -np.inf))
-    return inside, np.exp(total)[:, None], np.exp(total[-1] - total)[:, None]
+    between = np.cumsum(np.where(np.tri(len(g), k=-1, dtype=bool), g[:, None], 0.0), axis=0)
+    inside = np.where(np.tri(len(g), dtype=bool), np.exp(between), 0.0)
+    return inside, np.exp(np.cumsum(g))[:, None], inside[-1][:, None]
 
 
 def _runs(

@@ -1,9 +1,9 @@
 """Gated linear attention as its paper computes it: chunk by chunk, a gated product inside and a state across.
 
-Yang et al. 2023 (arXiv 2312.06635), section 4: the chunkwise form. Inside a chunk decays are exponentials of
-differences of cumulative gates, never quotients of exponentials. In the backward pass dQ is computed in a forward
-sweep that rebuilds the state, dK and dV in a sweep from the last chunk to the first, and the gates' gradients from
-those alone, without the states in between.
+Yang et al. 2023 (arXiv 2312.06635), section 4: the chunkwise form. Inside a chunk a decay is the exponential of the sum
+of the gates in between, never a quotient of exponentials, so that a token may wipe the state. In the backward pass dQ
+is computed in a forward sweep that rebuilds the state, dK and dV in a sweep from the last chunk to the first, and the
+gates' gradients from those alone, without the states in between.
 
 Packed sequences are taken apart and run one by one.
 """
@@ -126,13 +126,12 @@ class _Decay:
     """Decays of the channels in a chunk: start to token, token to token (0 towards the past), token to end, all."""
 
     def __init__(self, gate: Array) -> None:
-        total = np.cumsum(gate, axis=0)
-        apart = total[:, None, :] - total[None, :, :]
-        at = np.arange(len(gate))
-        self.onto = np.exp(total)
-        self.inside = np.exp(np.where((at[:, None] >= at[None, :])[..., None], apart, -np.inf))
-        self.onward = np.exp(total[-1] - total)
-        self.whole = np.exp(total[-1])
+        after = np.tri(len(gate), k=-1, dtype=bool)[..., None]
+        between = np.cumsum(np.where(after, gate[:, None, :], 0.0), axis=0)
+        self.onto = np.exp(np.cumsum(gate, axis=0))
+        self.inside = np.where(np.tri(len(gate), dtype=bool)[..., None], np.exp(between), 0.0)
+        self.onward = self.inside[-1]
+        self.whole = self.onto[-1]
 
 
 def _runs(

@@ -1,7 +1,7 @@
 """Recursive gated convolution: a pointwise map, one depthwise convolution, and a chain of gates of growing width.
 
-Rao et al. 2022 (arXiv 2207.14284), Section 3.1, Eq. 3-7. Pixel by pixel as the sums of the definition; what lies
-outside the map counts as zero.
+Rao et al. 2022 (arXiv 2207.14284), Section 3.1: gated convolution, and its recursion with groups of doubling width.
+Pixel by pixel; the depthwise kernel visits only the pixels that are on the map.
 """
 
 from __future__ import annotations
@@ -14,40 +14,52 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-def gnconv(
-    X: Array, Win: tuple[Array, Array], DW: tuple[Array, Array], P: list[tuple[Array, Array]],
-    Wout: tuple[Array, Array], s: float,
-) -> tuple[Array, Array]:  # fmt: skip
-    """Output `[b,c,y,x]` and depthwise output `[b,f,y,x]`; order n = len(P) + 1."""
-    channels, order = X.shape[1], len(P) + 1
-    widths = [channels // 2 ** (order - 1 - k) for k in range(order)]
-    features = _pointwise(X, *Win)
-    mixed = _depthwise(features[:, widths[0] :], *DW)
+def hornet_gnconv(
+    X: Array, Win: Array, DW: Array, P: Array, Wout: Array, in_bias: Array | None = None,
+    dw_bias: Array | None = None, p_bias: Array | None = None, out_bias: Array | None = None, *, scale: float = 1.0,
+) -> dict[str, Array]:  # fmt: skip
+    """The output by name.
+
+    Args:
+        X: `[b,c,y,x]`, c a multiple of 2 ** k. Win: `[2c,c]`, in_bias: `[2c]`. DW: `[f,v,u]`, dw_bias: `[f]`, f the sum
+        of the groups' widths. P: `[k,c,c/2]`, p_bias: `[k,c]`, of map k the upper left corner that leads from group k
+        to group k + 1. Wout: `[c,c]`, out_bias: `[c]`. scale: factor of the depthwise output with its bias.
+
+    Returns:
+        `O` `[b,c,y,x]`.
+    """
+    maps, channels = len(P), X.shape[1]
+    widths = [channels // 2 ** (maps - k) for k in range(maps + 1)]
+    features = _pointwise(X, Win, in_bias)
+    gates = scale * _depthwise(features[:, widths[0] :], DW, dw_bias)
     state, start = features[:, : widths[0]], 0
     for k, width in enumerate(widths):
         if k:
-            state = _pointwise(state, *P[k - 1])
-        state = state * (s * mixed[:, start : start + width])
+            bias = None if p_bias is None else p_bias[k - 1, :width]
+            state = _pointwise(state, P[k - 1, :width, : widths[k - 1]], bias)
+        state = state * gates[:, start : start + width]
         start += width
-    return _pointwise(state, *Wout), mixed
+    return {"O": _pointwise(state, Wout, out_bias)}
 
 
-def _pointwise(X: Array, weight: Array, bias: Array) -> Array:
+def _pointwise(X: Array, weight: Array, bias: Array | None) -> Array:
     out = np.zeros((X.shape[0], len(weight), *X.shape[2:]))
     for b, y, x in np.ndindex(X.shape[0], *X.shape[2:]):
-        out[b, :, y, x] = weight @ X[b, :, y, x] + bias
+        out[b, :, y, x] = weight @ X[b, :, y, x]
+        if bias is not None:
+            out[b, :, y, x] += bias
     return out
 
 
-def _depthwise(q: Array, weight: Array, bias: Array) -> Array:
-    batch, _, height, width = q.shape
-    reach_y, reach_x = weight.shape[1] // 2, weight.shape[2] // 2
-    out = np.zeros(q.shape)
+def _depthwise(X: Array, weight: Array, bias: Array | None) -> Array:
+    batch, channels, height, width = X.shape
+    rows, columns = weight.shape[1:]
+    out = np.zeros(X.shape)
     for b, y, x in np.ndindex(batch, height, width):
-        total = np.array(bias)
-        for dy, dx in np.ndindex(weight.shape[1:]):
-            at, to = y + dy - reach_y, x + dx - reach_x
-            if 0 <= at < height and 0 <= to < width:
-                total = total + weight[:, dy, dx] * q[b, :, at, to]
+        total = np.zeros(channels) if bias is None else np.array(bias, dtype=float)
+        for v, u in np.ndindex(rows, columns):
+            row, column = y + v - rows // 2, x + u - columns // 2
+            if 0 <= row < height and 0 <= column < width:
+                total += weight[:, v, u] * X[b, :, row, column]
         out[b, :, y, x] = total
     return out

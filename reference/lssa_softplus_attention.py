@@ -1,8 +1,8 @@
-"""Softplus attention row by row: a running sum of softplus weights, then, if wanted, the re-weighting pass.
+"""Softplus attention row by row: the sum of a row's softplus weights first, then, if wanted, the re-weighting.
 
-Gao and Spratling 2025 (arXiv 2501.13428), Section 3 (length-scaled softplus attention, LSSA) and Section 4 (re-weighting,
-LSSAR). The first pass over a row's keys finds the sum of the softplus weights; the second one sharpens them. Powers
-are taken relative to the row's largest, which a ratio does not notice and which keeps x**15 from underflowing.
+Gao and Spratling 2025 (arXiv 2501.13428): length-scaled softplus attention (LSSA) and its re-weighted form (LSSAR).
+Two passes over the keys that a row sees; the others are not read. Powers are taken relative to the row's largest,
+which the ratio does not notice and which keeps x ** 15 from underflowing.
 """
 
 from __future__ import annotations
@@ -22,105 +22,129 @@ class Settings:
 
     causal: bool
     reweight: bool
-    p: float
+    power: int
     offset_rows: int
     eps: float
+    activation: str
     normalize_qk: bool
+    scale: float | None
 
 
 def lssa_softplus_attention(
-    Q: Array, K: Array, V: Array, mask: Array | None = None, *, causal: bool = True, reweight: bool = True,
-    p: float = 15.0, offset_rows: int = 3, eps: float = 0.0, normalize_qk: bool = True,
+    Q: Array, K: Array, V: Array, mask: Array | None = None, *, causal: bool = True, reweight: bool = False,
+    power: int = 15, offset_rows: int = 3, eps: float = 1e-8, activation: str = "softplus",
+    normalize_qk: bool = True, scale: float | None = None,
 ) -> dict[str, Array]:  # fmt: skip
-    """Outputs by name; a row without keys, or whose re-weighted weights all vanish, is zero.
+    """The output by name; a row without keys, or without a key above average in the second stage, is zero.
 
     Args:
-        Q: `[b,h,i,d]`. K: `[b,h,j,d]`. V: `[b,h,j,e]`. mask: `[b,j]`, True = a token, False = padding.
-        reweight: LSSAR instead of LSSA. p: power. offset_rows: so many first rows subtract 0 instead of 1.
-        eps: added to the sum of the re-weighted weights. normalize_qk: cosines instead of dot products / sqrt(D).
+        Q: `[b,h,i,d]`, the last of the positions. K: `[b,h,j,d]`. V: `[b,h,j,e]`.
+        mask: `[b,h,i,j]`, the first three may be 1, True = may attend.
+        reweight: the second stage. power: of it. offset_rows: so many first positions subtract 0 instead of 1.
+        eps: added to the second stage's row sum. activation: "softplus", "exp" or "sigmoid".
+        normalize_qk: cosines instead of dot products. scale: their factor, ln(D) ln(number of visible keys) if None.
 
     Returns:
-        `O` `[b,h,i,e]`, and the weights `A` `[b,h,i,j]` that made it.
+        `O` `[b,h,i,e]`.
     """
-    settings = Settings(causal, reweight, p, offset_rows, eps, normalize_qk)
-    weights = np.zeros((*Q.shape[:3], K.shape[2]))
+    settings = Settings(causal, reweight, power, offset_rows, eps, activation, normalize_qk, scale)
+    out = np.zeros((*Q.shape[:3], V.shape[-1]))
     for b, h, i in np.ndindex(*Q.shape[:3]):
-        seen = _seen(mask, settings, b, i, K.shape[2])
+        seen, place = _seen(mask, settings, b, h, i, Q.shape[2], K.shape[2])
         if seen:
-            weights[b, h, i, seen] = _Row(Q[b, h, i], K[b, h, seen], i, settings).weights
-    return {"O": weights @ V, "A": weights}
+            out[b, h, i] = _Row(Q[b, h, i], K[b, h, seen], place, settings).weights @ V[b, h, seen]
+    return {"O": out}
 
 
 def lssa_softplus_attention_backward(
-    dO: Array, dA: Array | None = None, *, Q: Array, K: Array, V: Array, mask: Array | None = None,
-    causal: bool = True, reweight: bool = True, p: float = 15.0, offset_rows: int = 3, eps: float = 0.0,
-    normalize_qk: bool = True,
+    dO: Array, *, Q: Array, K: Array, V: Array, mask: Array | None = None, causal: bool = True,
+    reweight: bool = False, power: int = 15, offset_rows: int = 3, eps: float = 1e-8, activation: str = "softplus",
+    normalize_qk: bool = True, scale: float | None = None,
 ) -> dict[str, Array]:  # fmt: skip
-    """Gradients of `sum(dO * O) + sum(dA * A)` by input name."""
-    settings = Settings(causal, reweight, p, offset_rows, eps, normalize_qk)
+    """Gradients of `sum(dO * O)` by input name."""
+    settings = Settings(causal, reweight, power, offset_rows, eps, activation, normalize_qk, scale)
     dQ, dK, dV = np.zeros(Q.shape), np.zeros(K.shape), np.zeros(V.shape)
     for b, h, i in np.ndindex(*Q.shape[:3]):
-        seen = _seen(mask, settings, b, i, K.shape[2])
-        if not seen:
-            continue
-        row = _Row(Q[b, h, i], K[b, h, seen], i, settings)
-        slope = V[b, h, seen] @ dO[b, h, i]
-        if dA is not None:
-            slope = slope + dA[b, h, i, seen]
-        dq, dk = row.back(slope)
-        dQ[b, h, i] = dq
-        dK[b, h, seen] += dk
-        dV[b, h, seen] += np.outer(row.weights, dO[b, h, i])
+        seen, place = _seen(mask, settings, b, h, i, Q.shape[2], K.shape[2])
+        if seen:
+            row = _Row(Q[b, h, i], K[b, h, seen], place, settings)
+            dQ[b, h, i], dk = row.back(V[b, h, seen] @ dO[b, h, i])
+            dK[b, h, seen] += dk
+            dV[b, h, seen] += np.outer(row.weights, dO[b, h, i])
     return {"Q": dQ, "K": dK, "V": dV}
 
 
-def _seen(mask: Array | None, settings: Settings, b: int, i: int, keys: int) -> list[int]:
-    return [j for j in range(keys) if (not settings.causal or j <= i) and (mask is None or mask[b, j])]
+def _seen(
+    mask: Array | None, settings: Settings, b: int, h: int, i: int, queries: int, keys: int
+) -> tuple[list[int], int]:
+    """The keys that a query may attend to, and the query's position."""
+    place = i + keys - queries
+    if mask is not None:
+        b, h, i = (at if size > 1 else 0 for at, size in zip((b, h, i), mask.shape[:3], strict=True))
+    allowed = (j for j in range(keys) if mask is None or mask[b, h, i, j])
+    return [j for j in allowed if not settings.causal or j <= place], place
 
 
 class _Row:
-    """One query with the keys that it sees, `k` `[n,d]`: weights, and the way back."""
+    """One query with the keys that it sees, `k` `[n,d]`, n > 0: its weights, and the way back."""
 
-    def __init__(self, q: Array, k: Array, i: int, settings: Settings) -> None:
-        self.settings, self.q, self.k, self.count = settings, q, k, len(k)
-        features = q.shape[-1]
-        self.q_norm, self.k_norm = 1.0, np.ones(len(k))
+    def __init__(self, q: Array, k: Array, place: int, settings: Settings) -> None:
+        self.settings, self.count = settings, len(k)
+        self.q_norm, self.k_norm = np.ones(1), np.ones((len(k), 1))
         if settings.normalize_qk:
-            self.q_norm, self.k_norm = float(_length(q)), _length(k)
-        self.factor = np.log(features) * np.log(self.count) / (1.0 if settings.normalize_qk else features**0.5)
-        self.q_unit, self.k_unit = q / self.q_norm, k / self.k_norm[:, None]
-        self.logits = self.factor * (self.k_unit @ self.q_unit)
-        plus = np.logaddexp(0.0, self.logits)
-        self.total = float(plus.sum())
-        self.first = plus / self.total
-        self.weights = self.first
+            self.q_norm, self.k_norm = _norm(q), _norm(k)
+        self.q, self.k = q / self.q_norm, k / self.k_norm
+        chosen = settings.scale
+        self.factor = float(np.log(len(q)) * np.log(self.count)) if chosen is None else chosen
+        positive, self.slope = _positive(self.factor * (self.k @ self.q), settings.activation)
+        self.total = float(positive.sum())
+        self.first = self.weights = positive / self.total
         if settings.reweight:
-            above = np.maximum(self.count * self.first - (0.0 if i < settings.offset_rows else 1.0), 0.0)
-            self.largest = float(above.max())
-            self.above = above / self.largest if self.largest > 0.0 else above
-            self.powers = np.where(self.above > 0.0, self.above**settings.p, 0.0)
-            eps = settings.eps / self.largest**settings.p if self.largest > 0.0 and settings.eps else 0.0
-            self.sum = float(self.powers.sum()) + eps
-            self.weights = self.powers / self.sum if self.largest > 0.0 else np.zeros(self.count)
+            self._reweight(0.0 if settings.causal and place < settings.offset_rows else 1.0)
 
-    def back(self, slope: Array) -> tuple[Array, Array]:
+    def _reweight(self, offset: float) -> None:
+        above = np.maximum(self.count * self.first - offset, 0.0)
+        self.largest = float(above.max())
+        self.above = above / self.largest if self.largest > 0.0 else above
+        self.sum = np.inf
+        if self.largest > 0.0:
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+                eps = np.float64(self.settings.eps) / np.float64(self.largest) ** self.settings.power
+            self.sum = float((self.above**self.settings.power).sum() + (eps if self.settings.eps else 0.0))
+        self.weights = self.above**self.settings.power / self.sum
+
+    def back(self, dweights: Array) -> tuple[Array, Array]:
         """Gradients of query and keys, from those of the weights."""
+        slope = dweights
         if self.settings.reweight:
-            if self.largest == 0.0:
+            if not self.largest:
                 return np.zeros(self.q.shape), np.zeros(self.k.shape)
-            p = self.settings.p
+            power = self.settings.power
             dpowers = (slope - float(slope @ self.weights)) / self.sum
-            inner = np.where(self.above > 0.0, np.where(self.above > 0.0, self.above, 1.0) ** (p - 1.0), 0.0)
-            slope = self.count * p * inner * dpowers / self.largest
-        dplus = (slope - float(slope @ self.first)) / self.total
-        dcos = self.factor * dplus / (1.0 + np.exp(-self.logits))
-        dq_unit, dk_unit = dcos @ self.k_unit, np.outer(dcos, self.q_unit)
+            steep = np.where(self.above > 0.0, power * self.above ** (power - 1), 0.0)
+            slope = self.count * steep * dpowers / self.largest
+        dcos = self.factor * self.slope * (slope - float(slope @ self.first)) / self.total
+        dq, dk = dcos @ self.k, np.outer(dcos, self.q)
         if not self.settings.normalize_qk:
-            return dq_unit, dk_unit
-        dq = (dq_unit - self.q_unit * float(self.q_unit @ dq_unit)) / self.q_norm
-        dk = (dk_unit - self.k_unit * (self.k_unit * dk_unit).sum(1, keepdims=True)) / self.k_norm[:, None]
-        return dq, dk
+            return dq, dk
+        return (
+            (dq - self.q * (self.q * dq).sum()) / self.q_norm,
+            (dk - self.k * (self.k * dk).sum(1, keepdims=True)) / self.k_norm,
+        )
 
 
-def _length(x: Array) -> Array:
-    return np.asarray(np.maximum(np.sqrt((x * x).sum(-1)), 1e-12))
+def _positive(logits: Array, activation: str) -> tuple[Array, Array]:
+    """The activation and its derivative, both up to a factor of the row."""
+    if activation == "softplus":
+        return np.logaddexp(0.0, logits), 1.0 / (1.0 + np.exp(-logits))
+    if activation == "sigmoid":
+        value = 1.0 / (1.0 + np.exp(-logits))
+        return value, value * (1.0 - value)
+    if activation != "exp":
+        raise ValueError(f"activation is {activation!r}, expected 'softplus', 'exp' or 'sigmoid'")
+    value = np.exp(logits - logits.max())
+    return value, value
+
+
+def _norm(x: Array) -> Array:
+    return np.asarray(np.maximum(np.sqrt((x * x).sum(-1, keepdims=True)), 1e-12))

@@ -359,7 +359,20 @@ class Trial:
         declarations = Declarations(sizes, indices, inputs, base.options, outputs, base.batch)
         program = read(text, declarations, file=f"{mechanism.name} [{self.law.name}]")
         first_sizes, resolved = mechanism.resolve(self.inputs, self.options)
-        return evaluator(program, used, _set(resolved), sizes=first_sizes, outputs=list(outputs))
+        known = {**first_sizes, **self._second_sizes(context)}
+        return evaluator(program, used, _set(resolved), sizes=known, outputs=list(outputs))
+
+    def _second_sizes(self, context: Mapping[str, Any]) -> dict[str, int]:
+        """Sizes of the second call, `M_` and so on, as far as its inputs tell: an output alone need not."""
+        mechanism = self.mechanism
+        given = {name: context[f"{name}_"] for name in mechanism.inputs if f"{name}_" in context}
+        if self.law.mechanism or not given:
+            return {}
+        try:
+            sizes, _ = mechanism.resolve(given)
+        except SpecError:  # the second call's options, unknown here, may be what the constraints ask for
+            return {}
+        return {f"{name}_": size for name, size in sizes.items()}
 
     def context_decl(self, name: str, first_suffix: str = "") -> InputDecl:
         """Declaration of a tensor that a law's equations mention, with its axes over the right call's sizes."""

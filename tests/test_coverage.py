@@ -11,6 +11,7 @@ import attnspec.reference
 from attnspec import impls
 from attnspec.conformance import coverage
 from attnspec.spec import load, mechanisms
+from attnspec.spec.laws import laws
 from attnspec.spec.papers import papers
 
 
@@ -21,9 +22,11 @@ def test_every_mechanism_has_a_row_with_what_its_file_states() -> None:
         mechanism = load(name)
         assert (row.family, row.spec) == (mechanism.family, True)
         assert row.gradient == (mechanism.gradient is not None)
-        assert (row.invariants, row.identities, row.claims) == tuple(
+        claims = row.claims_confirmed + row.claims_conditional + row.claims_refuted
+        assert (row.invariants, row.identities, claims) == tuple(
             len(part) for part in (mechanism.invariants, mechanism.identities, mechanism.claims)
         )
+        assert row.claims_refuted == sum(law.kind == "claim" and bool(law.refuted) for law in laws(mechanism))
 
 
 def test_the_reference_is_found_exactly_where_there_is_a_function() -> None:
@@ -80,5 +83,7 @@ def test_the_document_and_the_table_agree() -> None:
     assert json.loads(json.dumps(document)) == document
     for row in document["mechanisms"]:
         line = next(line for line in table.splitlines() if line.startswith(f"| {row['name']} "))
-        assert f"| {row['invariants']} | {row['identities']} | {row['proved']} | {row['claims']} |" in line
+        assert f"| {row['invariants']} | {row['identities']} | {row['proved']} | " in line
+        for kind in ("confirmed", "conditional", "refuted"):
+            assert (f"{row[f'claims_{kind}']} {kind}" in line) == bool(row[f"claims_{kind}"])
     assert f"{document['totals']['papers']} papers" in table

@@ -63,11 +63,13 @@ def _tensors(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return tensors
 
 
-def _array(tensor: Any, like: Any) -> Any:
-    if like.dtype.name == "bfloat16":
-        tinygrad = library("tinygrad", "adapters")
-        return tensor.bitcast(tinygrad.dtypes.uint16).numpy().view(like.dtype)
-    return tensor.numpy()
+def _arrays(tensors: list[Any], like: Any) -> list[Any]:
+    """Compute tensors together, so that they share what they have in common, as arrays of `like`'s dtype."""
+    tinygrad = library("tinygrad", "adapters")
+    narrow = like.dtype.name == "bfloat16"
+    plain = [tensor.bitcast(tinygrad.dtypes.uint16) if narrow else tensor for tensor in tensors]
+    tinygrad.Tensor.realize(*plain)
+    return [tensor.numpy().view(like.dtype) if narrow else tensor.numpy() for tensor in plain]
 
 
 def _attend(tensors: Mapping[str, Any], causal: bool) -> Any:
@@ -88,7 +90,7 @@ def _backward(
     given = _tensors({"dO": dO})["dO"]
     names = [name for name in ("Q", "K", "V", "bias") if name in tensors]
     grads = _attend(tensors, causal).gradient(*(tensors[name] for name in names), gradient=given)
-    return {f"d{name}": _array(grad, Q) for name, grad in zip(names, grads, strict=True)}
+    return {f"d{name}": array for name, array in zip(names, _arrays(grads, Q), strict=True)}
 
 
 @candidate(
@@ -108,4 +110,4 @@ def _backward(
 def tinygrad_attention(Q: Any, K: Any, V: Any, *, bias: Any = None, mask: Any = None, causal: bool = False) -> Any:
     """tinygrad's attention; a causal mask and another one exclude each other, as in PyTorch's documentation."""
     one_of("attn_mask", bias=bias, mask=mask, causal=causal)
-    return _array(_attend(_tensors({"Q": Q, "K": K, "V": V, "bias": bias, "mask": mask}), causal), Q)
+    return _arrays([_attend(_tensors({"Q": Q, "K": K, "V": V, "bias": bias, "mask": mask}), causal)], Q)[0]
