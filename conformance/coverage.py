@@ -3,8 +3,8 @@
 A row says whether a mechanism has its equations, backward equations, a reference (forward, backward), a Triton
 implementation (forward, backward), how many invariants, identities and claims its file states (a claim is confirmed,
 conditional where it needs a condition that the paper does not state, or refuted), whether official code was compared
-(an `[[evidence]]` with a commit), and how many mutants the last recorded run killed. The README's table and `attnspec coverage` print it. Nothing optional is imported:
-reference and implementations are read as source text.
+(an `[[evidence]]` with a commit), and how many mutants the last recorded run killed. The README's table and
+`attnspec coverage` print it. Nothing optional is imported: reference and implementations are read as source text.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def table(*, planned: bool = False) -> str:
         killed = "" if row.mutants is None else f"{row.mutants_killed} of {row.mutants}"
         cells = [
             row.name, row.family, _ways(row.spec, row.gradient), _ways(row.reference, row.reference_backward),
-            _ways(row.triton, row.triton_backward), row.invariants, row.identities, row.proved, _claims(row), "compared" if row.official else "", killed,
+            _ways(row.triton, row.triton_backward), row.invariants, row.identities, row.proved, _claims(row),
+            "compared" if row.official else "", killed,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
     lines += [

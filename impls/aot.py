@@ -5,8 +5,8 @@
 
 For each variant and target: registers, shared memory, spills and the instructions that show whether the tensor cores
 and the asynchronous copies are used, read from the compiled binary (CUDA: cuobjdump on the cubin; AMD: the assembly's
-metadata). A spill or more shared memory than the target has is a failure: exit code 1. Exit code 2: could not compile
-at all (no Triton, unknown target).
+metadata). A spill to memory or more shared memory than the target has is a failure: exit code 1. Exit code 2: could
+not compile at all (no Triton, unknown target).
 
 Needs Triton's own tools only. Must not run under TRITON_INTERPRET, where there is nothing to compile.
 """
@@ -41,7 +41,10 @@ AMD_MIX = ("v_mfma", "v_fma_f32", "buffer_load", "global_load", "scratch_store",
 
 @dataclass
 class Record:
-    """What one compiled kernel uses. `registers` are 32-bit vector registers per thread; memory is in bytes."""
+    """What one compiled kernel uses. `registers` are 32-bit vector registers per thread; memory is in bytes.
+
+    `spills` go to memory and fail; `scalar_spills` (AMD) are scalar registers parked in lanes of vector registers.
+    """
 
     variant: str
     target: str
@@ -204,13 +207,14 @@ def markdown(records: list[Record], about: dict[str, str]) -> str:
         "",
         "Written by `python -m attnspec.impls.aot --json perf/results/aot_softmax.json --markdown docs/aot.md`;",
         "do not edit. No GPU is needed and none was used: these are facts about the binaries, not timings.",
-        "A spill, or more shared memory than the target has, fails.",
+        "A spill to memory, or more shared memory than the target has, fails.",
         "",
         f"Triton {about['triton']}, torch {about['torch']}. {len(records)} binaries of "
         f"{len({r.variant for r in records})} variants, {len(bad)} failed.",
         "",
-        "| target | binaries | most registers | most shared memory | spills | with tensor cores | with async copies |",
-        "|---|---|---|---|---|---|---|",
+        "| target | binaries | most registers | most shared memory | most stack | spills | scalar spills "
+        "| tensor cores | async copies |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     tensor_core = ("HGMMA", "UTCHMMA", "HMMA", "v_mfma")
     for target in sorted({r.target for r in records}, key=TARGETS.index):
@@ -219,8 +223,15 @@ def markdown(records: list[Record], about: dict[str, str]) -> str:
         cores = sum(any(m in r.mix for m in tensor_core) for r in rows)
         copies = sum("LDGSTS" in r.mix or "UTMALDG" in r.mix for r in rows)
         registers, spills = max(r.registers for r in rows), sum(r.spills for r in rows)
-        lines.append(f"| {target} | {len(rows)} | {registers} | {shared} | {spills} | {cores} | {copies} |")
+        stack = max(r.stack for r in rows)
+        scalar = f"{sum(r.scalar_spills for r in rows)} in {sum(r.scalar_spills > 0 for r in rows)} binaries"
+        lines.append(
+            f"| {target} | {len(rows)} | {registers} | {shared} | {stack} | {spills} | {scalar} | {cores} | {copies} |"
+        )
     lines += [
+        "",
+        "Tensor cores, async copies: binaries with such instructions. Scalar spills (AMD): scalar registers parked in",
+        "lanes of vector registers, which are counted among the registers; they cost instructions but no memory.",
         "",
         "float32 products are IEEE (no TF32) and use no tensor cores on CUDA. Names: kernel, options, dtype, head",
         "sizes D x E, tile (queries x keys, w warps, s stages). Options and sizes of a name: `impls/aot_variants.py`.",
@@ -235,7 +246,8 @@ def markdown(records: list[Record], about: dict[str, str]) -> str:
         ]
         for r in (r for r in records if r.target == target):
             mix = ", ".join(f"{name} {n}" for name, n in r.mix.items())
-            lines.append(f"| {r.variant} | {r.registers} | {r.shared} | {r.spills} | {mix} | {r.problem or 'ok'} |")
+            spilled = f"{r.spills} ({r.scalar_spills} scalar)" if r.scalar_spills else str(r.spills)
+            lines.append(f"| {r.variant} | {r.registers} | {r.shared} | {spilled} | {mix} | {r.problem or 'ok'} |")
     return "\n".join(lines) + "\n"
 
 

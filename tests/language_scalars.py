@@ -147,6 +147,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "max": largest,
     "clip": clip,
     "logaddexp": lambda a, b: logsumexp((a, b)),
+    "atan2": guarded(lambda y, x: math.atan2(y + 0.0, x + 0.0)),
 }
 SAME_KIND = frozenset(["abs", "sign", "relu", "min", "max", "clip"])
 EXPONENTIALS = frozenset(
@@ -169,5 +170,6 @@ EXPONENTIALS = frozenset(
         "erf",
         "pow",
         "logaddexp",
+        "atan2",
     ]
 )

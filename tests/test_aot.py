@@ -1,4 +1,5 @@
-"""The ahead-of-time compiler: a subset compiles for every target, what does not fit is rejected, the table is fresh."""
+"""The ahead-of-time compiler: a subset compiles for every target, what does not fit is rejected, the committed table is
+complete and fits."""
 
 from __future__ import annotations
 
@@ -13,6 +14,9 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("triton")
+
+from attnspec.impls.aot import SHARED_LIMIT, TARGETS, Record, markdown, parse_target
+from attnspec.impls.aot_variants import variants
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +46,6 @@ def judged(*variants: tuple[str, str]) -> list[dict[str, Any]]:
     return records
 
 
-TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 MATRIX = {"cuda:80": "HMMA", "cuda:90": "HGMMA", "cuda:100": "UTCHMMA", "hip:gfx942": "v_mfma"}
 
 
@@ -94,3 +97,26 @@ def test_what_cannot_be_compiled_exits_with_2(arguments: list[str], environment:
     done = python("-m", "attnspec.impls.aot", *arguments, **environment)
     assert done.returncode == 2 and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def table() -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((ROOT / "perf/results/aot_softmax.json").read_text())
+    return read
+
+
+def test_the_committed_table_holds_every_documented_variant_for_every_target_and_each_fits_without_a_spill() -> None:
+    committed = table()
+    assert committed["limits"] == SHARED_LIMIT
+    documented = [(v.name, target) for target in TARGETS for v in dict.fromkeys(variants(parse_target(target)))]
+    assert len(documented) == len(set(documented)) > 0
+    assert [(r["variant"], r["target"]) for r in committed["records"]] == documented
+    for record in committed["records"]:
+        assert record["ok"] and not record["problem"], record
+        assert record["registers"] > 0 and record["mix"] and record["spills"] == record["stack"] == 0, record
+        assert record["shared"] <= SHARED_LIMIT[record["target"]], record
+
+
+def test_the_page_is_what_the_committed_table_renders_to() -> None:
+    committed = table()
+    records = [Record(**record) for record in committed["records"]]
+    assert (ROOT / "docs/aot.md").read_text() == markdown(records, committed["about"])

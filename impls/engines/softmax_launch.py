@@ -193,7 +193,9 @@ def plan_forward(
     }  # fmt: skip
     name = "decode" if decode else "forward"
     # Splits share out the keys of a whole tile: a repair in other tiles would share them out differently.
-    repair = replace(tile, warps=8, stages=1) if splits > 1 else _repair_tile(p, tile, target)
+    repair = _repair_tile(p, tile, target)
+    if splits > 1:
+        repair = replace(repair, block_m=tile.block_m, block_n=tile.block_n, warps=8)
     others = splits * (p.H // pack) * p.B
     launches = _launches(name, softmax_forward_kernel, tile, p.N * pack, others, p, arguments, repair)
     if splits > 1:
