@@ -20,7 +20,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -49,7 +48,6 @@ class Record:
     variant: str
     target: str
     ok: bool
-    seconds: float = 0.0
     registers: int = 0
     shared: int = 0
     stack: int = 0
@@ -165,16 +163,13 @@ def judge(variant: Variant, target: str) -> Record:
     """Compile one variant for one target and compare what it uses with what the target has."""
     from attnspec.impls.aot_variants import launch_of
 
-    begin = time.perf_counter()
     record = Record(variant.name, target, False)
     try:
         kernel = compile_launch(launch_of(variant, parse_target(target)), target)
         used = cuda_resources(kernel) if target.startswith("cuda") else amd_resources(kernel)
     except Exception as error:  # one variant's failure must not end the run: it is recorded
         record.problem = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
-        record.seconds = round(time.perf_counter() - begin, 2)
         return record
-    record.seconds = round(time.perf_counter() - begin, 2)
     record.shared = int(kernel.metadata.shared)
     for name, value in used.items():
         setattr(record, name, value)
