@@ -22,6 +22,7 @@ from attnspec.conformance.exhaustive import SCOPES, scope
 from attnspec.conformance.recipes import RECIPES
 from attnspec.conformance.types import Case, CaseData
 from attnspec.spec.language import SpecError, static_value
+from attnspec.spec.language.syntax import Name
 from attnspec.spec.mechanism import Mechanism, load
 
 HIDDEN = {
@@ -164,20 +165,30 @@ def _hide(spec: Mechanism, case: Case, data: CaseData, declares: Mapping[str, An
         axes = (*decl.batch, *decl.axes)
         array = data.inputs[name] = data.inputs[name].copy()
         if parts.key_index in axes:
-            hidden = _hidden_keys(keep, where, array.shape[1])
-            array[hidden] = fill
+            hidden = _hidden_keys(keep, where, [axis for axis in axes if axis in parts.heads], array, axes)
+            array[_over(hidden, axes, parts.key_index, array.shape)] = fill
         elif "block_table" in data.inputs:
             array[~_used_slots(data, array.shape)] = fill
 
 
-def _hidden_keys(keep: Any, where: str, kv_heads: int) -> Any:
-    """`[b,g,j]`: keys that no query of the group sees; for "future" the last quarter of the keys too."""
-    batch, heads, rows, keys = keep.shape
-    grouped = keep.reshape(batch, kv_heads, heads // kv_heads * rows, keys) if keep.size else keep[:, :kv_heads]
+def _hidden_keys(keep: Any, where: str, heads: list[str], array: Any, axes: tuple[str, ...]) -> Any:
+    """`[b,g,j]` (g has length 1 where the keys have no heads): keys that no query of the group sees; for "future" the
+    last quarter of the keys too.
+    """
+    batch, query_heads, rows, keys = keep.shape
+    groups = array.shape[axes.index(heads[0])] if heads else 1
+    grouped = keep.reshape(batch, groups, query_heads // groups * rows, keys) if keep.size else keep[:, :groups]
     hidden = ~grouped.any(axis=2)
     if where == "future" and keys:
         hidden[..., keys - max(1, keys // 4) :] = True
     return hidden
+
+
+def _over(hidden: Any, axes: tuple[str, ...], key: str, shape: tuple[int, ...]) -> Any:
+    """`hidden[b,g,j]` as a mask over the whole array, whose axes between the batch and the key axis are the heads."""
+    place = axes.index(key)
+    lead = hidden if place == 2 else hidden.all(axis=1) if place == 1 else hidden.all(axis=(0, 1))
+    return np.broadcast_to(lead.reshape(lead.shape + (1,) * (len(shape) - lead.ndim)), shape)
 
 
 def _used_slots(data: CaseData, shape: tuple[int, ...]) -> Any:
@@ -278,6 +289,10 @@ def _decode(case: Case, spec: Mechanism, data: CaseData, declares: Mapping[str, 
             chosen[name] = value
         # Aligned at the top left, a single query would see the first key only: decoding is then not causal.
         own = {name: value for name, value in data.options.items() if not (top_left and name.startswith("causal"))}
+        try:
+            spec.resolve(chosen, semantics.fixed_options(spec, own, declares))
+        except SpecError:
+            continue  # the mechanism wants its inputs whole
         calls.append(CaseData(chosen, own))
     return calls
 
@@ -287,6 +302,8 @@ def _perturbed(case: Case, spec: Mechanism, data: CaseData, declares: Mapping[st
     keep = visible(spec, data, oracle_options(spec, data, declares))
     if keep is None or not keep.size:
         return []
+    left = spec.program.definitions["keep"].subscripts
+    seen = tuple(part.id for part in left[:-1] if isinstance(part, Name))
     keys = keep.shape[-1]
     first = keys - max(1, keys // 4)
     unaffected = ~keep[..., first:].any(axis=-1)
@@ -304,7 +321,7 @@ def _perturbed(case: Case, spec: Mechanism, data: CaseData, declares: Mapping[st
     data.extra["same"] = {
         name: np.broadcast_to(unaffected.reshape(unaffected.shape + (1,) * (len(shape) - unaffected.ndim)), shape)
         for name, shape in data.extra["shapes"].items()
-        if len(shape) >= unaffected.ndim
+        if (*spec.batch, *spec.outputs[name].axes)[: unaffected.ndim] == (*spec.batch, *seen)
     }
     return [dataclasses.replace(CaseData(chosen, dict(data.options)))]
 

@@ -146,7 +146,8 @@ def available(
         if name in inputs:
             by_role.setdefault(spec.inputs[name].role, []).append(name)
     found: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
-    if "mask" in by_role:
+    pair = {shapes.roles(spec).query_index, shapes.roles(spec).key_index}
+    if "mask" in by_role and pair <= set(spec.inputs[by_role["mask"][0]].axes):
         found["every_mask"] = (tuple(by_role["mask"][:1]), {})
     if len(by_role.get("segment", [])) == 2:
         found["every_split"] = (tuple(by_role["segment"]), {})

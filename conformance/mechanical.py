@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from attnspec.conformance.interface import Interface
+from attnspec.conformance.shapes import derived
 from attnspec.conformance.suite import Suite
 from attnspec.conformance.types import CandidateSignature, Case, CaseData, Direction, Observation
-from attnspec.spec.language import SpecError, children
+from attnspec.spec.language import SpecError, children, static_value
 from attnspec.spec.language.formats import round_to
 from attnspec.spec.language.mutate import Mutant, mutants
 from attnspec.spec.language.static import Folder, Plan, Setting
-from attnspec.spec.language.syntax import Bool, Name, Node, Num, Program, Str
+from attnspec.spec.language.syntax import Bool, Name, Node, Num, Program, Reduce, Str
 from attnspec.spec.mechanism import Mechanism
 
 WORK_LIMIT = 3_000_000
@@ -88,7 +89,8 @@ class Arena:
         program = self.mechanism.program if direction == "forward" else self.mechanism.gradient
         assert program is not None
         self.program = program
-        self.cases = _ordered(case for case in cases if _usable(case))
+        parts = _index_sets(program)
+        self.cases = _ordered(case for case in cases if _usable(self.mechanism, parts, case))
         self._data: dict[str, CaseData] = {}
         self._folded: dict[str, tuple[Plan, Folder]] = {}
         self._exact: dict[str, dict[str, Any]] = {}
@@ -218,9 +220,32 @@ class Arena:
         return Outcome(mutant.id, self.direction, mutant.description, status, case, ratio, reached, raised, message)
 
 
-def _usable(case: Case) -> bool:
-    work = math.prod(max(1, case.sizes.get(name, 1)) for name in case.sizes if name not in ("Np", "Ps", "Kt", "Hk"))
-    return case.check not in SEVERAL_CALLS and case.rows is None and work <= WORK_LIMIT
+def _usable(mechanism: Mechanism, parts: Iterable[frozenset[str]], case: Case) -> bool:
+    if case.check in SEVERAL_CALLS or case.rows is not None:
+        return False
+    sizes = derived(mechanism, case.sizes)
+    return all(_elements(mechanism, axes, sizes) <= WORK_LIMIT for axes in parts)
+
+
+def _elements(mechanism: Mechanism, axes: frozenset[str], sizes: dict[str, int]) -> int:
+    """How many values a set of indices takes under a case's options' defaults; 1 for what these do not determine."""
+    lengths = (static_value(mechanism.indices[axis], sizes=sizes) for axis in (*axes, *mechanism.batch))
+    return math.prod(max(1, int(length)) for length in lengths if isinstance(length, int))
+
+
+def _index_sets(program: Program) -> set[frozenset[str]]:
+    """The indices over which each definition runs, those that it reduces over among them."""
+    found: set[frozenset[str]] = set()
+    for definition in program.definitions.values():
+        axes = {part.id for part in definition.subscripts if isinstance(part, Name)}
+        stack: list[Node] = [definition.body]
+        while stack:
+            node = stack.pop()
+            if isinstance(node, Reduce):
+                axes |= set(node.indices)
+            stack.extend(children(node))
+        found.add(frozenset(axes))
+    return found
 
 
 def _ordered(cases: Iterable[Case]) -> list[Case]:

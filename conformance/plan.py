@@ -88,13 +88,17 @@ class Plan:
         inputs = (*self.required, *setting.inputs)
         if not (set(chosen) | set(inputs)) <= self.taken:
             return
-        try:
-            case = make(
-                self.mechanism, group, sizes=sizes, options=chosen, inputs=inputs, broadcast=broadcast, values=values,
-                layout=layout, dtype=self.dtype, direction=self.direction, check=check, level=self.level,
-                seed=self.seed,
-            )  # fmt: skip
-        except CaseError:
+        for wanted in shapes.alternatives(sizes):
+            try:
+                case = make(
+                    self.mechanism, group, sizes=wanted, options=chosen, inputs=inputs, broadcast=broadcast,
+                    values=values, layout=layout, dtype=self.dtype, direction=self.direction, check=check,
+                    level=self.level, seed=self.seed,
+                )  # fmt: skip
+                break
+            except CaseError:
+                continue
+        else:
             return
         present = {name for name, decl in self.mechanism.inputs.items() if not decl.optional} | set(case.inputs)
         if present <= self.taken | {name for name, d in self.mechanism.inputs.items() if not d.optional}:
@@ -218,7 +222,8 @@ class Plan:
                 self.add("hidden", shapes.BASE, setting, values="future_nan")
             return
         three = {**shapes.BASE, "batch": 3}
-        self.add("hidden", three, values="neighbour_nan")
+        if not selects(self.mechanism):  # an order of NaN is undefined, in a neighbour too
+            self.add("hidden", three, values="neighbour_nan")
         for setting in self.masking():
             given = {self.mechanism.inputs[name].role for name in setting.inputs}
             if given & {"length", "segment", "page_table"}:
@@ -230,13 +235,15 @@ class Plan:
             self.add("hidden", TURNED, setting, values="future_inf")
 
     def probes(self) -> None:
+        if not probes.fits(self.mechanism):
+            return
         self.add("probes", PROBE, values="key_set", check=probes.CHECK)
         masks = _first_of_each(self.masking()) if self.small() else self.masking()
         for setting in masks:
             self.add("probes", PROBE, setting, values="key_set", check=probes.CHECK)
         if self.small():
             return
-        aimed = not self.mechanism.probe  # A key is found by its logit; where a file states constants there is none.
+        aimed = probes.aims(self.mechanism)
         if aimed:
             self.add("probes", shapes.WIDE, values="aim", check=probes.CHECK)
         self.add("probes", shapes.TILES, values="visible", check=probes.CHECK)
@@ -288,8 +295,9 @@ class Plan:
         for sizes in LONG[self.level]:
             for setting in [*self.of("causal")[:1]] or [PLAIN]:
                 self.add("long", sizes, setting)
-                self.add("long", sizes, setting, values="visible", check=probes.CHECK)
-            if not self.small():
+                if probes.fits(self.mechanism):
+                    self.add("long", sizes, setting, values="visible", check=probes.CHECK)
+            if not self.small() and probes.fits(self.mechanism):
                 for setting in self.of("window_left")[:1]:
                     self.add("long", sizes, setting, values="visible", check=probes.CHECK)
 
@@ -356,6 +364,12 @@ class Plan:
         met = pairs(self.mechanism, some, 2 if len(some) <= 5 else 4, PAIRS[self.level] // 2)
         for number, setting in enumerate(met):
             self.add("gradients", (TURNED, shapes.BASE)[number % 2], setting)
+
+
+@shapes.per_mechanism
+def selects(mechanism: Mechanism) -> bool:
+    """Whether the equations order or choose by value."""
+    return any(f"{operator}[" in mechanism.program.text for operator in ("rank", "argsort", "argmax"))
 
 
 def _first_of_each(settings: Iterable[Setting]) -> list[Setting]:

@@ -76,6 +76,21 @@ def places(spec: Mechanism, case: Case, options: Mapping[str, Any], limit: int) 
     return list(dict.fromkeys(key for key in found if 0 <= key < keys))[:limit]
 
 
+def fits(spec: Mechanism) -> bool:
+    """Whether the mechanism has such probes: its file states constants, or a softmax turns equal logits to weights."""
+    return bool(spec.probe) or _softmax(spec)
+
+
+def aims(spec: Mechanism) -> bool:
+    """Whether a query can find one key by its logit: a softmax over products of queries and keys of one width."""
+    one, two = (next((d for d in spec.inputs.values() if d.role == role), None) for role in ("query", "key"))
+    return not spec.probe and _softmax(spec) and bool(one and two and one.axes[-1:] == two.axes[-1:])
+
+
+def _softmax(spec: Mechanism) -> bool:
+    return any(f"{operator}[" in spec.program.text for operator in ("softmax", "logsumexp"))
+
+
 def _level(spec: Mechanism, case: Case, inputs: dict[str, Any]) -> None:
     """Equal weights: the constants of the mechanism's file, or queries of zero, which make all logits equal."""
     sizes = shapes.derived(spec, case.sizes)

@@ -94,12 +94,12 @@ def _needles(it: Draw) -> None:
     key = it.inputs[name]
     width = key.shape[-1]
     scale = it.options.get("scale", width**-0.5) or width**-0.5
-    key = key / np.maximum(np.linalg.norm(key, axis=-1, keepdims=True), 1e-9)
-    it.inputs[name] = 4.0 * key
     query = it.inputs[queries[0]]
     rng = it.rng("needles")
-    if not key.size or not query.size:
+    if not key.size or not query.size or query.ndim != key.ndim or query.shape[-1] != width:
         return
+    key = key / np.maximum(np.linalg.norm(key, axis=-1, keepdims=True), 1e-9)
+    it.inputs[name] = 4.0 * key
     rows, count = query.shape[-2], key.shape[place]
     aim = np.minimum(rng.permutation(max(rows, count))[:rows], count - 1)
     group = max(1, query.shape[-3] // key.shape[-3]) if query.ndim > 2 else 1

@@ -95,7 +95,7 @@ def _for_input(mechanism: Mechanism, name: str) -> Setting | None:
     """The fewest inputs beside this one that the constraints ask for; a lengths input where pages need one."""
     optional = [other for other, decl in mechanism.inputs.items() if decl.optional and other != name]
     optional = [other for other in optional if other not in mechanism.usual]
-    for count in range(4):
+    for count in range(6):
         for others in itertools.combinations(optional, count):
             chosen = (name, *others)
             if _allowed(mechanism, {}, chosen):
@@ -133,6 +133,14 @@ def _for_option(mechanism: Mechanism, name: str, value: Any) -> Setting | None:
 
 def _companions(mechanism: Mechanism, name: str) -> Iterable[Setting]:
     yield PLAIN
+    single = list(_single_companions(mechanism, name))
+    yield from single
+    for one, two in itertools.combinations(single, 2):
+        if not set(one.options) & set(two.options):
+            yield Setting((), {**one.options, **two.options}, (*one.inputs, *two.inputs))
+
+
+def _single_companions(mechanism: Mechanism, name: str) -> Iterable[Setting]:
     for other, decl in mechanism.options.items():
         if other != name:
             first = option_values(decl, "standard", _turn(mechanism, other))[:1]
@@ -151,13 +159,31 @@ def _present(mechanism: Mechanism, inputs: Sequence[str]) -> tuple[str, ...]:
 def _allowed(mechanism: Mechanism, options: Mapping[str, Any], inputs: Sequence[str]) -> bool:
     from attnspec.conformance.case_id import present_inputs
 
-    present = present_inputs(mechanism, inputs, options)
-    return shapes.admissible(mechanism, shapes.sizes_of(mechanism, PROBE_SIZE, present), options, present)
+    return _probe_sizes(mechanism, options, present_inputs(mechanism, inputs, options)) is not None
+
+
+def _probe_sizes(
+    mechanism: Mechanism, options: Mapping[str, Any], present: Sequence[str]
+) -> dict[str, int] | None:  # fmt: skip
+    """Small sizes that the constraints allow; None: there are none."""
+    for wanted in shapes.alternatives(PROBE_SIZE):
+        sizes = shapes.sizes_of(mechanism, wanted, present)
+        if shapes.admissible(mechanism, sizes, options, present):
+            return sizes
+    return None
 
 
 def _differ(mechanism: Mechanism, options: Mapping[str, Any], rest: Mapping[str, Any], inputs: Sequence[str]) -> bool:
     present = _present(mechanism, inputs)
-    sizes = shapes.sizes_of(mechanism, PROBE_SIZE, present)
+    sizes = next(
+        (
+            found for found in (_probe_sizes(mechanism, each, present) for each in ({**rest, **options}, rest))
+            if found is not None and all(shapes.admissible(mechanism, found, each, present) for each in (options, rest))
+        ),
+        None,
+    )  # fmt: skip
+    if sizes is None:
+        return False
     arrays = values.draw(
         mechanism, shapes.roles(mechanism), sizes=shapes.derived(mechanism, sizes), options=options, present=present,
         broadcast={}, values="normal", dtype="fp32", seed=0,

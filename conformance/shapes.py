@@ -21,7 +21,7 @@ from attnspec.spec.mechanism import Mechanism
 T = TypeVar("T")
 
 CLASSES = ("batch", "heads", "kv_heads", "queries", "keys", "feature", "value_feature")
-OTHER = {"Ps": 4}
+OTHER = {"Ps": 4, "Kg": 1}
 """Sizes without a role that have a customary value; the others take 3."""
 
 
@@ -85,14 +85,18 @@ def _roles(mechanism: Mechanism) -> Roles:
     ):
         if decl is None or not decl.axes:
             continue
-        put(feature, decl.axes[-1])
-        if len(decl.axes) >= 2:
-            put(place, decl.axes[-2])
+        # Axes are [head, token, feature], unless an index named `i` (`j` for keys) says that tokens stand further left.
+        named = "i" if place == "queries" else "j"
+        token = decl.axes.index(named) if named in decl.axes[:-1] else len(decl.axes) - 2
+        if token >= len(decl.axes) - 2:
+            put(feature, decl.axes[-1])
+        if token >= 0:
+            put(place, decl.axes[token])
             which = "query" if place == "queries" else "key"
-            index[which] = index[which] or decl.axes[-2]
-        if len(decl.axes) >= 3:
-            put(head, decl.axes[-3])
-            heads.append(decl.axes[-3])
+            index[which] = index[which] or decl.axes[token]
+        if token >= 1:
+            put(head, decl.axes[token - 1])
+            heads.append(decl.axes[token - 1])
     return Roles(names, index["query"], index["key"] or index["query"], tuple(dict.fromkeys(heads)))
 
 
@@ -171,6 +175,20 @@ def sizes_of(
     return found
 
 
+def alternatives(wanted: Mapping[str, int]) -> Iterable[dict[str, int]]:
+    """The sizes as wanted, and where a mechanism's constraints forbid those: with as many keys as queries (an even
+    number), and with the numbers of query and key heads exchanged (groups of the queries).
+    """
+    even = 2 * ((wanted.get("queries", BASE["queries"]) + 1) // 2)
+    square = {"queries": even, "keys": even}
+    turned = {
+        "heads": wanted.get("kv_heads", BASE["kv_heads"]), "kv_heads": wanted.get("heads", BASE["heads"])
+    }  # fmt: skip
+    yield dict(wanted)
+    for change in (square, turned, {**square, **turned}):
+        yield {**wanted, **change}
+
+
 BASE: dict[str, int] = {
     "batch": 2, "heads": 4, "kv_heads": 2, "queries": 19, "keys": 23, "feature": 16, "value_feature": 16
 }  # fmt: skip
@@ -244,7 +262,9 @@ def families(mechanism: Mechanism, level: str, present: Iterable[str]) -> list[d
     inputs = tuple(present)
     found: list[dict[str, int]] = []
     for wanted in FAMILIES[level]:
-        sizes = sizes_of(mechanism, wanted, inputs)
-        if admissible(mechanism, sizes, {}, inputs) and sizes not in found:
-            found.append(sizes)
+        for sizes in (sizes_of(mechanism, other, inputs) for other in alternatives(wanted)):
+            if admissible(mechanism, sizes, {}, inputs):
+                if sizes not in found:
+                    found.append(sizes)
+                break
     return found

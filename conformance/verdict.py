@@ -167,12 +167,13 @@ def judge_array(
 def widened(sigma: Any, want: Any, got: Any, dtype: str, returned: str, first: bool) -> Any:
     """Sigma with the rounding of a statistic that came back in the case's dtype, and the floor of flushed denormals."""
     size = np.where(np.isfinite(want), np.abs(want), 0.0)
-    variance = np.asarray(sigma, dtype=np.float64) ** 2
+    # Not as squares: results may be as large as 1e300.
+    spread = np.asarray(sigma, dtype=np.float64)
     if not first and dtype not in ("fp32", "fp64"):
         narrow = returned == dtype if returned else np.array_equal(round_to(got, dtype), got, equal_nan=True)
         if narrow:
-            variance = variance + (unit_roundoff(dtype) * size) ** 2 / 3
-    return np.sqrt(variance + (TINY * max(1.0, float(size.max(initial=0.0)))) ** 2)
+            spread = np.hypot(spread, unit_roundoff(dtype) * size / np.sqrt(3.0))
+    return np.hypot(spread, TINY * max(1.0, float(size.max(initial=0.0))))
 
 
 def _figures(name: str, z: Any, regular: Any, axes: int) -> OutputEvidence:

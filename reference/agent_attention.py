@@ -38,8 +38,9 @@ def agent_attention(
     out = np.zeros((*Q.shape[:3], V.shape[-1]))
     for b, h in np.ndindex(*Q.shape[:2]):
         agents = _agents(Q, A, pool, b, h)
-        reads = attend(first, agents, K[b, h], None if B1 is None else B1[h], None if mask is None else mask[b])
-        out[b, h] = attend(second, Q[b, h], agents, None if B2 is None else B2[h], None) @ (reads @ V[b, h])
+        keys = _visible(K.shape[2], mask, b)
+        reads = attend(first, agents, K[b, h, keys], None if B1 is None else B1[h][:, keys])
+        out[b, h] = attend(second, Q[b, h], agents, None if B2 is None else B2[h]) @ (reads @ V[b, h, keys])
     if shortcut:
         out += shortcut * V
     if dwc_w is not None:
@@ -61,21 +62,23 @@ def agent_attention_backward(
     found = {name: np.zeros(array.shape) for name, array in given.items() if array is not None}
     for b, h in np.ndindex(*Q.shape[:2]):
         agents, g = _agents(Q, A, pool, b, h), dO[b, h]
-        reads = attend(first, agents, K[b, h], None if B1 is None else B1[h], None if mask is None else mask[b])
-        asks = attend(second, Q[b, h], agents, None if B2 is None else B2[h], None)
-        values = reads @ V[b, h]
+        keys = _visible(K.shape[2], mask, b)
+        reads = attend(first, agents, K[b, h, keys], None if B1 is None else B1[h][:, keys])
+        asks = attend(second, Q[b, h], agents, None if B2 is None else B2[h])
+        values = reads @ V[b, h, keys]
         dvalues = asks.T @ g
         dsecond = _softmax_back(asks, g @ values.T)
-        dfirst = _softmax_back(reads, dvalues @ V[b, h].T)
-        dagents = second * dsecond.T @ Q[b, h] + first * dfirst @ K[b, h]
+        dfirst = _softmax_back(reads, dvalues @ V[b, h, keys].T)
+        dagents = second * dsecond.T @ Q[b, h] + first * dfirst @ K[b, h, keys]
         found["Q"][b, h] = second * dsecond @ agents
-        found["K"][b, h] = first * dfirst.T @ agents
-        found["V"][b, h] = reads.T @ dvalues
+        found["K"][b, h, keys] = first * dfirst.T @ agents
+        found["V"][b, h, keys] = reads.T @ dvalues
         if pool is not None:
             found["Q"][b, h] += pool.T @ dagents
-        for name, part in (("B1", dfirst), ("B2", dsecond)):
-            if name in found:
-                found[name][h] += part
+        if B1 is not None:
+            found["B1"][h][:, keys] += dfirst
+        if B2 is not None:
+            found["B2"][h] += dsecond
         if A is not None:
             found["A"][b, h] = dagents
     if shortcut:
@@ -92,17 +95,19 @@ def agent_attention_backward(
     return found
 
 
-def attend(scale: float, q: Array, k: Array, bias: Array | None, visible: Array | None) -> Array:
-    """Softmax weights `[queries,keys]`; keys that are not visible are left out, and without any the row is zero."""
-    weights = np.zeros((len(q), len(k)))
-    keys = np.arange(len(k)) if visible is None else np.flatnonzero(visible)
-    if len(keys) and len(q):
-        logits = scale * q @ k[keys].T
-        if bias is not None:
-            logits = logits + bias[:, keys]
-        raised = np.exp(logits - logits.max(1, keepdims=True))
-        weights[:, keys] = raised / raised.sum(1, keepdims=True)
+def attend(scale: float, q: Array, k: Array, bias: Array | None) -> Array:
+    """Softmax weights `[queries,keys]`."""
+    logits = scale * q @ k.T
+    if bias is not None:
+        logits = logits + bias
+    raised = np.exp(logits - logits.max(1, initial=-np.inf, keepdims=True))
+    weights: Array = raised / raised.sum(1, keepdims=True)
     return weights
+
+
+def _visible(keys: int, mask: Array | None, b: int) -> Array:
+    """The keys that the agents read: the others are left out, so that what they hold does not matter."""
+    return np.arange(keys) if mask is None else np.flatnonzero(mask[b])
 
 
 def _softmax_back(weights: Array, gradient: Array) -> Array:

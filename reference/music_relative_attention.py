@@ -40,7 +40,7 @@ def music_relative_attention(
     for b, h in np.ndindex(*Q.shape[:2]):
         into = problem.queries(out[b, h])
         for piece in problem.pieces(b, h):
-            into[piece.rows] = piece.weights @ piece.v
+            into[piece.rows] = piece.gathered(piece.weights, piece.v)
         out[b, h, problem.skipped :] = into[problem.first_row : problem.length]
     return {"O": out}
 
@@ -58,12 +58,12 @@ def music_relative_attention_backward(
         table_of = h if len(rel) > 1 else 0
         for piece in problem.pieces(b, h):
             up = g[piece.rows]
-            dweights = up @ piece.v.T
+            dweights = np.where(piece.seen, up @ piece.v.T, 0.0)
             at_dot = (piece.weights * dweights).sum(1, keepdims=True)
             dlogits = problem.scale * piece.weights * (dweights - at_dot)
             dv[piece.columns] += piece.weights.T @ up
             dk[piece.columns] += dlogits.T @ piece.q
-            dq[piece.rows] += dlogits @ piece.k
+            dq[piece.rows] += piece.gathered(dlogits, piece.k)
             for part in piece.parts:
                 back = part.skew_back(dlogits[:, part.columns])
                 dq[piece.rows] += back @ part.table
@@ -127,8 +127,14 @@ class _Piece:
     q: Array
     k: Array
     v: Array
+    seen: Array
     weights: Array
     parts: list[_Part]
+
+    def gathered(self, factors: Array, vectors: Array) -> Array:
+        """`factors @ vectors` over the pairs that see each other: what a masked key holds is not read."""
+        found: Array = np.where(self.seen[..., None], factors[..., None] * vectors, 0.0).sum(1)
+        return found
 
 
 class _Problem:
@@ -184,7 +190,7 @@ class _Problem:
             raised = np.where(seen, np.exp(np.where(seen, logits, top) - top), 0.0)
             total = raised.sum(1, keepdims=True)
             weights = raised / np.where(total > 0, total, 1.0)
-            yield _Piece(rows, columns, q[rows], k[columns], v[columns], weights, parts)
+            yield _Piece(rows, columns, q[rows], k[columns], v[columns], seen, weights, parts)
 
     def _laid(self, array: Array, first: int) -> Array:
         out = np.zeros((self.padded, *array.shape[1:]), dtype=array.dtype)

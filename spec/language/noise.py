@@ -176,6 +176,7 @@ class Noisy(Arithmetic):
 
     def _accumulated(self, value: Named, squares: Named, terms: int) -> Named:
         total = Named(_finite(first(value)), first_axes(value))
+        squares = Named(first(squares), first_axes(squares))  # a condition that selects by noisy scores has samples
         scale = combine(_NUMPY, lambda s, t: self._sum_scale(s, t, terms), squares, total)
         return self._disturbed(value, scale)
 
