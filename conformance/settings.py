@@ -143,11 +143,12 @@ def _companions(mechanism: Mechanism, name: str) -> Iterable[Setting]:
 def _single_companions(mechanism: Mechanism, name: str) -> Iterable[Setting]:
     for other, decl in mechanism.options.items():
         if other != name:
-            first = option_values(decl, "standard", _turn(mechanism, other))[:1]
-            yield from (Setting((), {other: value}) for value in first)
+            found = option_values(decl, "standard", _turn(mechanism, other))
+            yield from (Setting((), {other: value}) for value in (found if decl.type == "enum" else found[:1]))
     for other, declared in mechanism.inputs.items():
-        if declared.optional and other not in mechanism.usual:
-            yield Setting((), {}, (other,))
+        setting = _for_input(mechanism, other) if declared.optional and other not in mechanism.usual else None
+        if setting is not None:
+            yield Setting((), {}, setting.inputs)
 
 
 def _present(mechanism: Mechanism, inputs: Sequence[str]) -> tuple[str, ...]:

@@ -177,15 +177,16 @@ def sizes_of(
 
 def alternatives(wanted: Mapping[str, int]) -> Iterable[dict[str, int]]:
     """The sizes as wanted, and where a mechanism's constraints forbid those: with as many keys as queries (an even
-    number), and with the numbers of query and key heads exchanged (groups of the queries).
+    number), with the numbers of query and key heads exchanged (groups of the queries), and with as many key heads.
     """
     even = 2 * ((wanted.get("queries", BASE["queries"]) + 1) // 2)
     square = {"queries": even, "keys": even}
     turned = {
         "heads": wanted.get("kv_heads", BASE["kv_heads"]), "kv_heads": wanted.get("heads", BASE["heads"])
     }  # fmt: skip
+    alike = {"kv_heads": wanted.get("heads", BASE["heads"])}
     yield dict(wanted)
-    for change in (square, turned, {**square, **turned}):
+    for change in (square, turned, alike, {**square, **turned}, {**square, **alike}):
         yield {**wanted, **change}
 
 

@@ -228,3 +228,20 @@ def test_a_mechanism_that_nobody_prepared_for_gets_cases(tmp_path: Path) -> None
 
 def test_the_door_of_the_room_has_what_others_import() -> None:
     assert {"build", "case_from_id", "cases_for", "renamed", "CaseError"} == set(module.__all__)
+
+
+def test_tokens_that_stand_left_of_other_axes_are_found_by_their_index() -> None:
+    names = shapes.roles(load("deformable_attention")).names  # logits[h,i,l,k]
+    assert (names["queries"], names["heads"]) == ("N", "H")
+    assert "L" not in names.values() and "P" not in names.values()
+
+
+@pytest.mark.parametrize("name", ["graph_isomorphic_attention", "hornet_gnconv"])
+def test_constraints_on_heads_and_channels_leave_cases_over(name: str) -> None:
+    mechanism = load(name)
+    assert len(shapes.families(mechanism, "standard", [*mechanism.inputs])) > 15
+
+
+@pytest.mark.parametrize("option", ["gate_mean", "gsf", "alpha"])
+def test_an_option_finds_all_the_inputs_that_it_needs(option: str) -> None:
+    assert any(option in setting.names for setting in alone(load("clipped_softmax_gated_attention")))
