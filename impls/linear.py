@@ -45,16 +45,24 @@ class _Recurrence(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _decay_gradient(r: Recurrence, found: dict[str, Tensor], last: Tensor | None, dS: Tensor | None) -> Tensor:
-    """Gradient of the log decay from those of Q and K (Yang et al., arXiv 2312.06635, section 4.3), in float32.
+    """Gradient of the log decay from those of Q and K (Yang et al., arXiv 2312.06635, section 4.3).
 
-    A log decay multiplies all that stands between a key and a query, so that its gradient is a sum, over the tokens
-    from it on, of q dq - k dk, and of what reaches the final state.
+    A log decay multiplies all that stands between a key and a query of its sequence, so that its gradient is a sum,
+    over the tokens from it on, of q dq - k dk, and of what reaches the final state. The sums are taken in float64, so
+    that what belongs to later sequences leaves no trace when it is taken off again.
     """
     pulled = (r.Q.float() * found["Q"]).unflatten(1, (-1, r.group)).sum(2)
-    each = pulled - r.K.float() * found["K"]
+    each = (pulled - r.K.float() * found["K"]).double()
     total = each.flip(2).cumsum(2).flip(2)
-    if dS is not None and last is not None:
-        total = total + (last * dS.float()).sum(-1)[:, :, None]
+    reaching = 0.0 if dS is None or last is None else (last * dS.float()).sum(-1).double()[:, :, None]
+    if r.begins is not None:
+        tokens = r.tokens
+        at = torch.where(r.begins, torch.arange(tokens, device=r.begins.device), tokens)
+        following = torch.nn.functional.pad(at, (0, 1), value=tokens)[:, 1:].flip(1).cummin(1).values.flip(1)
+        beyond = torch.nn.functional.pad(total, (0, 0, 0, 1))
+        total = total - beyond.gather(2, following[:, None, :, None].expand_as(total))
+        reaching = reaching * (following == tokens)[:, None, :, None]
+    total = (total + reaching).float()
     return total if r.vector else total.sum(-1)
 
 
@@ -125,24 +133,25 @@ def gla(
         raise ValueError("gla: packed sequences start from zero: give no S0 with segment")
     call.count("chunk", chunk)
     decay = a.float() if a_min is None else a.float().clamp(min=a_min)
-    if segment is not None:
-        decay = _restarting(call, decay, segment)
+    begins = None if segment is None else _begins(call, segment)
+    if begins is not None:
+        decay = torch.where(begins[:, None, :, None], RESTART, decay)
     decay = decay.squeeze(-1) if f == 1 and d != 1 else decay
     factor = d**-0.5 if scale is None else float(scale)
-    return _run(Recurrence(Q, K, V, decay, S0, factor, None))
+    return _run(Recurrence(Q, K, V, decay, S0, factor, begins=begins))
 
 
 RESTART = -1.0e4
 """A log decay that leaves nothing of a state in float32, and of which a chunk's worth can be added."""
 
 
-def _restarting(call: Arguments, decay: Tensor, segment: Tensor) -> Tensor:
-    """The log decays with everything forgotten where a sequence begins."""
+def _begins(call: Arguments, segment: Tensor) -> Tensor:
+    """`[b,i]`: where a sequence begins that is not the row's first."""
     if not isinstance(segment, Tensor) or segment.is_floating_point() or tuple(segment.shape) != call.sizes("b i"):
         raise call.wrong("segment", f"an integer tensor of shape {list(call.sizes('b i'))}", segment)
     begins = torch.zeros_like(segment, dtype=torch.bool)
     begins[:, 1:] = segment[:, 1:] != segment[:, :-1]
-    return torch.where(begins[:, None, :, None], RESTART, decay)
+    return begins
 
 
 def _run(r: Recurrence) -> tuple[Tensor, Tensor]:

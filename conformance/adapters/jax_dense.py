@@ -20,6 +20,8 @@ REFUSALS: dict[type[Exception], tuple[str, ...]] = {
     ValueError: ("value shape should be", "query shape should be"),
 }
 
+NO_ALGORITHM = "Algorithm not supported"
+
 
 def _refuse_rows_without_weights(
     jnp: Any,
@@ -86,6 +88,28 @@ def _plain(scale: float | None, causal: bool, window: tuple[int, int] | None) ->
     return attend
 
 
+def _attend(jax: Any, scale: float | None, causal: bool, window: tuple[int, int] | None, *, half: bool) -> Any:
+    """The library's function, compiled as a whole where that works.
+
+    In float16 the library asks for a dot product that XLA does not have on the CPU; in bfloat16 for one that XLA has,
+    but not of single numbers. The library falls back on the plain one when that raises, which it does operation by
+    operation but not when compiled as a whole.
+    """
+    plain, compiled = _plain(scale, causal, window), _compiled(scale, causal, window)
+    if half:
+        return plain
+
+    def attend(*arguments: Any) -> Any:
+        try:
+            return compiled(*arguments)
+        except jax.errors.JaxRuntimeError as error:
+            if NO_ALGORITHM not in str(error):
+                raise
+            return plain(*arguments)
+
+    return attend
+
+
 @candidate(
     mechanism=MECHANISM,
     framework="jax",
@@ -128,9 +152,7 @@ def jax_dense(
     lengths = [None if given is None else jnp.asarray(given, jnp.int32) for given in (q_length, kv_length)]
     if N == 0 or M == 0:
         raise Unsupported("XLA's softmax has no identity for an empty axis")
-    # In narrow dtypes the library asks for a dot product that XLA does not have on the CPU and falls back on the plain
-    # one when that raises, which it does operation by operation but not when compiled as a whole.
-    attend = (_compiled if Q.dtype == jnp.float32 else _plain)(scale, causal, window)
+    attend = _attend(jax, scale, causal, window, half=Q.dtype == jnp.float16)
     with refusals(REFUSALS):
         out, LSE = attend(Q, K, V, bias, mask, *lengths)
     return out, _without_gradient(jax, jnp, LSE, out)

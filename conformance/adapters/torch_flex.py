@@ -30,8 +30,8 @@ FAR = 1 << 40  # beyond every position
 class _Rules:
     """Who may attend to whom, as tables that one `mask_mod` reads: a program for each option would be compiled anew.
 
-    Query i attends to key j when both have the same segment and j's place lies in first[i]..last[i] and in
-    near[i]..FAR, or before `sinks` instead of the latter. Who is no part of a sequence has a segment of its own.
+    Query i attends to key j when both have the same segment and j's place lies in first[i]..last[i], and at near[i] or
+    later unless it is one of the first `sinks` of its sequence. What is no part of a sequence has a segment of its own.
     """
 
     q_segment: Any  # [b, i]
@@ -40,7 +40,7 @@ class _Rules:
     first: Any  # [b, i]
     last: Any  # [b, i]
     near: Any  # [b, i]
-    sinks: Any  # [1]
+    sinks: Any  # [b]
 
     def mask_mod(self, mask: Any) -> Mod:
         q_segment, kv_segment, place = self.q_segment, self.kv_segment, self.place
@@ -48,7 +48,7 @@ class _Rules:
 
         def by_place(b: Any, h: Any, i: Any, j: Any) -> Any:
             p = place[b, j]
-            inside = (p >= first[b, i]) & (p <= last[b, i]) & ((p >= near[b, i]) | (p < sinks[b * 0]))
+            inside = (p >= first[b, i]) & (p <= last[b, i]) & ((p >= near[b, i]) | (p < sinks[b]))
             return (q_segment[b, i] == kv_segment[b, j]) & inside
 
         def by_place_and_mask(b: Any, h: Any, i: Any, j: Any) -> Any:
@@ -114,7 +114,7 @@ def _rules(
     if chunk is not None:
         first = place_q // chunk * chunk
         last = torch.minimum(last, first + (chunk - 1))
-    sinks = torch.tensor([sink_tokens], device=place_q.device)
+    sinks = place_q.new_full(place_q.shape[:1], sink_tokens)
     return _Rules(segment_q, segment_k, place_k, first, last, near, sinks)
 
 

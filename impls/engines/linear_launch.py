@@ -31,7 +31,8 @@ class Recurrence:
 
     Query head h reads the keys of head h // (H / G).
 
-    `chunk` tokens are taken together; None: what suits the kind of decay.
+    `chunk` tokens are taken together; None: what suits the kind of decay. `begins` `[b,t]` marks where packed sequences
+    start anew, which their decays say already; gradients of the decays need to know it.
     """
 
     Q: Tensor
@@ -41,6 +42,7 @@ class Recurrence:
     state: Tensor | None
     scale: float
     chunk: int | None = None
+    begins: Tensor | None = None
 
     @property
     def vector(self) -> bool:
