@@ -39,6 +39,7 @@ def check(
     directions: Sequence[Direction] = DIRECTIONS,
     seed: int = 0,
     select: Sequence[str] = (),
+    shard: str | None = None,
     expect: Sequence[str | Path] = (),
     timeout: float = TIMEOUT,
     explain: bool = True,
@@ -53,6 +54,7 @@ def check(
         level: "smoke" (seconds), "standard" (about a minute) or "exhaustive".
         dtypes: of `fp32`, `fp16`, `bf16`, `fp64`; None: what the candidate supports.
         select: patterns (`*`, `?`) of case ids; empty: every case of the level.
+        shard: `2/4`: only the second quarter of the cases, by a hash of their ids; `attnspec merge` joins the reports.
         expect: TOML files with skip and xfail entries.
         explain: shrink and diagnose failures.
         isolated: run the candidate in a process of its own, so that its crash is a result and not the end.
@@ -62,9 +64,9 @@ def check(
         The report; `exit_code` 0: conforms, 1: does not, 2: nothing was judged.
 
     Raises:
-        CandidateError, SpecError, FileError, CannotJudgeError: the run cannot start.
+        CandidateError, SpecError, FileError, ShardError, CannotJudgeError: the run cannot start.
     """
-    from attnspec.conformance import expectations
+    from attnspec.conformance import expectations, shards
     from attnspec.conformance.explain import explain as explanation
     from attnspec.conformance.runner import run
 
@@ -81,6 +83,7 @@ def check(
         directions=directions,
         seed=seed,
         select=list(select) or None,
+        shard=None if shard is None else shards.parse(shard),
         progress=progress,
         expectations=lists,
         explain=explanation if explain else None,

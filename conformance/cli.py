@@ -81,6 +81,7 @@ def parser() -> Parser:
     _list(commands)
     _show(commands)
     _check(commands)
+    _merge(commands)
     _repro(commands)
     _mutants(commands)
     _coverage(commands)
@@ -129,10 +130,23 @@ def _check(commands: Any) -> None:
     )
     command.add_argument("--seed", type=_seed, default=0, metavar="S", help="of the random values (default 0)")
     command.add_argument("--select", action="append", default=[], metavar="GLOB", help="only cases whose id matches")
+    command.add_argument("--shard", metavar="2/4", help="only this part of the cases; see `attnspec merge`")
     command.add_argument("--timeout", type=_positive, metavar="SECONDS", help="for one case")
     command.add_argument("--expect", action="append", default=[], metavar="FILE", help="skip and xfail list (TOML)")
     command.add_argument("--list-cases", action="store_true", help="print the ids of the cases and stop")
     command.add_argument("--no-explain", action="store_true", help="do not shrink and diagnose failures")
+    command.add_argument("--quiet", "-q", action="store_true", help="print the verdict and the failures only")
+    command.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    command.add_argument("--junit", metavar="FILE", help="write the report as JUnit XML")
+    command.add_argument("--markdown", metavar="FILE", help="write the report as Markdown")
+
+
+def _merge(commands: Any) -> None:
+    command = _command(
+        commands, "merge", "cli_check", "merge", "join the reports of a run in parts",
+        description="Join the JSON reports of shards (or selections) of one run; the verdict is that of the whole.",
+    )  # fmt: skip
+    command.add_argument("reports", nargs="+", metavar="FILE", help="written by attnspec check --json")
     command.add_argument("--quiet", "-q", action="store_true", help="print the verdict and the failures only")
     command.add_argument("--json", metavar="FILE", help="write the report as JSON")
     command.add_argument("--junit", metavar="FILE", help="write the report as JUnit XML")
@@ -230,9 +244,10 @@ def _is_users(error: Exception) -> bool:
     from attnspec.conformance.case_id import CaseError
     from attnspec.conformance.report.files import FileError
     from attnspec.conformance.semantics import DeclarationError
+    from attnspec.conformance.shards import ShardError
     from attnspec.spec.language.errors import SpecError
 
-    kinds = (CannotJudgeError, CandidateError, CaseError, DeclarationError, FileError, SpecError)
+    kinds = (CannotJudgeError, CandidateError, CaseError, DeclarationError, FileError, ShardError, SpecError)
     return isinstance(error, kinds)
 
 

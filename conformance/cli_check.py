@@ -38,6 +38,7 @@ def check(arguments: argparse.Namespace) -> int:
             directions=directions,
             seed=arguments.seed,
             select=arguments.select,
+            shard=arguments.shard,
             expect=arguments.expect,
             timeout=arguments.timeout or api.TIMEOUT,
             explain=not arguments.no_explain,
@@ -45,6 +46,19 @@ def check(arguments: argparse.Namespace) -> int:
         )
     _write(report, arguments.candidate, json=arguments.json, junit=arguments.junit, markdown=arguments.markdown)
     return _show(report, arguments.candidate, quiet=arguments.quiet)
+
+
+def merge(arguments: argparse.Namespace) -> int:
+    """Join reports; the value is the exit code of the whole run."""
+    from attnspec.conformance import shards
+    from attnspec.conformance.report.json_report import read_json
+
+    for path in (arguments.json, arguments.junit, arguments.markdown):
+        if path is not None:
+            check_writable(path)
+    report = shards.merge([read_json(path) for path in arguments.reports])
+    _write(report, report.candidate, json=arguments.json, junit=arguments.junit, markdown=arguments.markdown)
+    return _show(report, report.candidate, quiet=arguments.quiet)
 
 
 def repro(arguments: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from attnspec.conformance import outcome
 from attnspec.conformance.candidate import DEVICES, DTYPES, Candidate, CandidateError
 from attnspec.conformance.process import Worker
 from attnspec.conformance.session import Session
+from attnspec.conformance.shards import KEY, Shard
 from attnspec.conformance.suite import Suite
 from attnspec.conformance.types import (
     LEVELS,
@@ -51,6 +52,7 @@ def run(
     directions: Sequence[Direction] = DIRECTIONS,
     seed: int = 0,
     select: Select | None = None,
+    shard: Shard | None = None,
     progress: Progress | None = None,
     expectations: Lists | None = None,
     explain: Explain | None = None,
@@ -71,6 +73,7 @@ def run(
             as not supported.
         select: only the cases whose id matches a pattern (`*`, `?`) or one of several, or for which it is
             True.
+        shard: only this part of the cases, by a hash of their ids; the report says which.
         progress: called as `progress(done, total, result)` after every case.
         expectations: skip and xfail lists.
         explain: called with the session and the finished report while the candidate is still loaded.
@@ -116,19 +119,22 @@ def run(
         )
         if signature.version:
             report.environment["version"] = signature.version
+        if shard is not None:
+            report.environment[KEY] = str(shard)
         interrupted = False
         try:
             every = _cases(suite, signature, level, dtypes, directions, seed)
-            chosen = _selected(every, select)
+            chosen = [case for case in _selected(every, select) if shard is None or shard.holds(case.id)]
             _judge(session, chosen, report, progress, expectations)
         except KeyboardInterrupt:
             interrupted = True
         _returned(report, suite)
+        partial = select is not None or shard is not None
         if expectations is not None:
             if interrupted:
                 expectations.apply(report, lambda: [case.id for case in every])
             else:
-                expectations.apply(report, (lambda: [case.id for case in every]) if select is not None else None)
+                expectations.apply(report, (lambda: [case.id for case in every]) if partial else None)
         if interrupted:
             done = f"{len(report.results)} cases were judged, the others were not run"
             report.problems.append(f"{outcome.INTERRUPTED}{done}")
