@@ -24,7 +24,7 @@ def names_in(path: str | Path) -> list[str]:
     """
     if not Path(path).is_file():
         raise CandidateError(f"{path}: no such file")
-    command = [sys.executable, "-m", "attnspec.conformance.described", str(path)]
+    command = [sys.executable, "-P", "-m", "attnspec.conformance.described", str(path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:

@@ -197,8 +197,9 @@ class Worker:
         }
         if self._order is not None and self._order.device == "cpu":
             environment.setdefault("JAX_PLATFORMS", "cpu")
+        # -P: a folder called attnspec in the working directory, as in a checkout, must not hide the installed package.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "attnspec.conformance.worker", str(child_reads), str(child_writes)],
+            [sys.executable, "-P", "-m", "attnspec.conformance.worker", str(child_reads), str(child_writes)],
             stdin=subprocess.DEVNULL,
             stdout=self._capture,
             stderr=self._capture,

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from attnspec.tests.test_cli import KERNELS
+
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs the source checkout")
 
@@ -69,6 +71,18 @@ def test_the_wheel_works_in_a_fresh_environment(built: Path, tmp_path: Path) -> 
     python = environment(tmp_path / "env")
     install(python, str(next(built.glob("*.whl"))))
     assert str(tmp_path / "env") in works(python, tmp_path)
+
+
+def test_a_folder_of_the_packages_name_does_not_hide_it_from_the_worker(built: Path, tmp_path: Path) -> None:
+    """As in a checkout, where README's first command runs: `attnspec/` there is not the installed package."""
+    python = environment(tmp_path / "env")
+    install(python, str(next(built.glob("*.whl"))))
+    (tmp_path / "attnspec").mkdir()
+    (tmp_path / "attnspec" / "__init__.py").write_text("raise ImportError('this is not the package')\n")
+    (tmp_path / "kernels.py").write_text(KERNELS)
+    command = str(python.parent / "attnspec")
+    told = run(command, "check", "kernels.py:right", "--level", "smoke", "--select", "*/B1.H1.*", cwd=tmp_path)
+    assert "CONFORMS" in told
 
 
 def test_the_sdist_works_in_a_fresh_environment(built: Path, tmp_path: Path) -> None:
