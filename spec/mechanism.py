@@ -7,11 +7,9 @@ not follow `schema/mechanism.schema.json`, inputs that break a constraint, and o
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -33,36 +31,13 @@ from attnspec.spec.language import (
     SpecError,
     evaluate,
     infer_sizes,
-    read,
-    read_expression,
     resolve_options,
     static_value,
 )
 from attnspec.spec.language.syntax import Node
+from attnspec.spec.mechanism_file import Constraint, Rounding, parts
 
 ROOT = Path(__file__).parent / "mechanisms"
-SCHEMA = Path(__file__).parent / "schema" / "mechanism.schema.json"
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """A rounding model: the tensors that an honest implementation may round to the input's dtype.
-
-    `stored` are definitions of the forward equations, `gradient_stored` those of the backward equations.
-    """
-
-    name: str
-    stored: frozenset[str]
-    gradient_stored: frozenset[str]
-    doc: str = ""
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """A static condition on sizes, options and the presence of inputs, with the sentence that a user reads."""
-
-    rule: Node
-    message: str
 
 
 @dataclass(frozen=True, repr=False)
@@ -357,182 +332,6 @@ def _load(path: Path) -> Mechanism:
         raise SpecError("no such file", file=str(path)) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SpecError(f"not a readable TOML file: {error}", file=path.name) from None
-    _validate(raw, path)
-    return _build(raw, path)
+    return Mechanism(**parts(raw, path), path=path)
 
 
-@functools.cache
-def _validator() -> Any:
-    import jsonschema
-
-    return jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
-
-
-def _validate(raw: Mapping[str, Any], path: Path) -> None:
-    errors = sorted(_validator().iter_errors(raw), key=lambda error: [str(part) for part in error.absolute_path])
-    if errors:
-        place = ".".join(str(part) for part in errors[0].absolute_path) or "top level"
-        raise SpecError(f"{place}: {errors[0].message}", file=path.name)
-    names = [*raw["sizes"], *raw["indices"], *raw["inputs"], *raw.get("options", {})]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise SpecError(f"{twice[0]!r} is declared twice among sizes, indices, inputs and options", file=path.name)
-
-
-def _build(raw: Mapping[str, Any], path: Path) -> Mechanism:
-    file = path.name
-
-    def expression(text: str) -> Node:
-        return read_expression(text, file=file)
-
-    sizes = {
-        name: SizeDecl(name, entry.get("min", 0), expression(entry["value"]) if "value" in entry else None)
-        for name, entry in raw["sizes"].items()
-    }
-    inputs = {name: _input(name, entry) for name, entry in raw["inputs"].items()}
-    options = {name: _option(name, entry, expression) for name, entry in raw.get("options", {}).items()}
-    outputs = {
-        name: OutputDecl(name, tuple(entry["axes"]), entry.get("doc", "")) for name, entry in raw["outputs"].items()
-    }
-    declarations = Declarations(
-        sizes=sizes,
-        indices={name: expression(text) for name, text in raw["indices"].items()},
-        inputs=inputs,
-        options=options,
-        outputs=outputs,
-        batch=tuple(raw.get("batch", ())),
-    )
-    _check_axes(declarations, file)
-    macros = raw.get("macros", "")
-    program = read(raw["equations"]["text"], declarations, macros=macros, file=file)
-    gradient, gradient_of = _gradient(raw, declarations, macros, file)
-    forms = {
-        form["name"]: read(form["text"], declarations, macros=macros, file=f"{file} [form {form['name']}]")
-        for form in raw.get("form", [])
-    }
-    roundings, default = _roundings(raw, program, gradient, forms, file)
-    return Mechanism(
-        name=raw["name"],
-        family=raw["family"],
-        summary=raw["summary"],
-        paper=raw["paper"],
-        declarations=declarations,
-        program=program,
-        gradient=gradient,
-        gradient_of=gradient_of,
-        forms=forms,
-        roundings=roundings,
-        default_rounding=default,
-        constraints=tuple(Constraint(expression(c["rule"]), c["message"]) for c in raw.get("constraint", [])),
-        otherwise={
-            name: expression(entry["otherwise"]) for name, entry in raw["sizes"].items() if "otherwise" in entry
-        },
-        probe=_probe(raw, inputs, expression, file),
-        usual=tuple(raw.get("usual", ())),
-        invariants=tuple(raw.get("invariant", [])),
-        identities=tuple(raw.get("identity", [])),
-        claims=tuple(raw.get("claim", [])),
-        evidence=tuple(raw.get("evidence", [])),
-        equivalent_mutants=tuple(raw.get("equivalent_mutant", [])),
-        cost=raw.get("cost", {}),
-        path=path,
-    )
-
-
-def _input(name: str, entry: Mapping[str, Any]) -> InputDecl:
-    return InputDecl(
-        name,
-        tuple(entry["axes"]),
-        batch=tuple(entry.get("batch", ())),
-        kind=entry.get("kind", "real"),
-        role=entry["role"],
-        optional=entry.get("optional", False),
-        broadcast=tuple(entry.get("broadcast", ())),
-        differentiable=entry.get("differentiable", False),
-        domain=entry.get("domain", "normal"),
-        doc=entry.get("doc", ""),
-    )
-
-
-def _option(name: str, entry: Mapping[str, Any], expression: Any) -> OptionDecl:
-    default = entry.get("default")
-    is_formula = isinstance(default, str) and entry["type"] in ("int", "float")
-    return OptionDecl(
-        name,
-        entry["type"],
-        default=None if is_formula else default,
-        formula=expression(default) if is_formula else None,
-        nullable=entry.get("nullable", False),
-        choices=tuple(entry.get("choices", ())),
-        minimum=entry.get("min"),
-        maximum=entry.get("max"),
-        doc=entry.get("doc", ""),
-    )
-
-
-def _check_axes(declarations: Declarations, file: str) -> None:
-    """Every axis of an input or output must be a declared index."""
-    tensors: list[InputDecl | OutputDecl] = [*declarations.inputs.values(), *declarations.outputs.values()]
-    for what in tensors:
-        batch = what.batch if isinstance(what, InputDecl) else ()
-        for axis in (*batch, *what.axes):
-            if axis not in declarations.indices:
-                raise SpecError(f"{what.name} has the axis {axis!r}, which [indices] does not declare", file=file)
-        if isinstance(what, InputDecl) and (stray := set(what.broadcast) - {*what.batch, *what.axes}):
-            raise SpecError(f"{what.name} is broadcast over {sorted(stray)[0]!r}, which is no axis of it", file=file)
-
-
-def _gradient(
-    raw: Mapping[str, Any], declarations: Declarations, macros: str, file: str
-) -> tuple[Program | None, Mapping[str, str]]:
-    """Forward and backward equations as one program whose inputs include the cotangents `d<output>`."""
-    if "gradient" not in raw:
-        return None, {}
-    cotangents = {
-        f"d{name}": InputDecl(f"d{name}", out.axes, batch=declarations.batch, role="cotangent", optional=number > 0)
-        for number, (name, out) in enumerate(declarations.outputs.items())
-    }
-    gradient_of = dict(raw["gradient"]["outputs"])
-    for out, source in gradient_of.items():
-        if source not in declarations.inputs:
-            raise SpecError(
-                f"gradient.outputs: {out} is said to be the gradient of unknown input {source!r}", file=file
-            )
-    outputs = {out: OutputDecl(out, declarations.inputs[source].axes) for out, source in gradient_of.items()}
-    extended = dataclasses.replace(declarations, inputs={**declarations.inputs, **cotangents}, outputs=outputs)
-    text = raw["equations"]["text"].rstrip("\n") + "\n" + raw["gradient"]["text"]
-    return read(text, extended, macros=macros, file=file), gradient_of
-
-
-def _probe(
-    raw: Mapping[str, Any], inputs: Mapping[str, InputDecl], expression: Callable[[str], Node], file: str
-) -> dict[str, Node]:
-    """Constants of the probes, for real inputs only."""
-    for name in raw.get("probe", {}):
-        if name not in inputs or inputs[name].kind != "real":
-            raise SpecError(f"probe names {name!r}, which is no real input", file=file)
-    return {name: expression(text) for name, text in raw.get("probe", {}).items()}
-
-
-def _roundings(
-    raw: Mapping[str, Any], program: Program, gradient: Program | None, forms: Mapping[str, Program], file: str
-) -> tuple[dict[str, Rounding], str]:
-    in_forms = {name for form in forms.values() for name in form.definitions}
-    entries = raw.get("rounding") or {"fused": {"default": True, "stored": []}}
-    roundings = {}
-    for name, entry in entries.items():
-        backward = set(gradient.definitions) if gradient else set()
-        for key, known in (("stored", {*program.definitions, *in_forms}), ("gradient_stored", backward)):
-            stray = sorted(set(entry.get(key, ())) - known)
-            if stray:
-                raise SpecError(f"rounding.{name}.{key} names {stray[0]!r}, which no equation defines", file=file)
-        roundings[name] = Rounding(
-            name,
-            frozenset(entry["stored"]),
-            frozenset(entry.get("gradient_stored", ())),
-            entry.get("doc", ""),
-        )
-    defaults = [name for name, entry in entries.items() if entry.get("default")]
-    if len(defaults) != 1:
-        raise SpecError(f"exactly one rounding model must be the default, got {defaults}", file=file)
-    return roundings, defaults[0]
