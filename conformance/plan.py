@@ -29,6 +29,7 @@ SEEING = (
 
 TURNED = {**shapes.BASE, "queries": 23, "keys": 14}
 TILES_TURNED = {**shapes.TILES, "queries": 131, "keys": 67}
+ORDERS = frozenset({"rank", "argsort", "argmax"})
 NOTHING = {**shapes.BASE, "queries": 0, "keys": 0}
 ONE_QUERY = {**shapes.BASE, "queries": 1}
 SQUARE = {**shapes.BASE, "queries": 21, "keys": 21}
@@ -222,7 +223,7 @@ class Plan:
                 self.add("hidden", shapes.BASE, setting, values="future_nan")
             return
         three = {**shapes.BASE, "batch": 3}
-        if not selects(self.mechanism):  # an order of NaN is undefined, in a neighbour too
+        if not shapes.operators(self.mechanism) & ORDERS:  # an order of NaN is undefined, in a neighbour too
             self.add("hidden", three, values="neighbour_nan")
         for setting in self.masking():
             given = {self.mechanism.inputs[name].role for name in setting.inputs}
@@ -364,12 +365,6 @@ class Plan:
         met = pairs(self.mechanism, some, 2 if len(some) <= 5 else 4, PAIRS[self.level] // 2)
         for number, setting in enumerate(met):
             self.add("gradients", (TURNED, shapes.BASE)[number % 2], setting)
-
-
-@shapes.per_mechanism
-def selects(mechanism: Mechanism) -> bool:
-    """Whether the equations order or choose by value."""
-    return any(f"{operator}[" in mechanism.program.text for operator in ("rank", "argsort", "argmax"))
 
 
 def _first_of_each(settings: Iterable[Setting]) -> list[Setting]:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from attnspec.conformance import shapes
+from attnspec.conformance.case_id import CaseError
 from attnspec.conformance.types import Case
 from attnspec.spec.language import static_value
 from attnspec.spec.language.formats import format_of, unit_roundoff
@@ -88,7 +89,7 @@ def aims(spec: Mechanism) -> bool:
 
 
 def _softmax(spec: Mechanism) -> bool:
-    return any(f"{operator}[" in spec.program.text for operator in ("softmax", "logsumexp"))
+    return bool(shapes.operators(spec) & {"softmax", "logsumexp"})
 
 
 def _level(spec: Mechanism, case: Case, inputs: dict[str, Any]) -> None:
@@ -96,7 +97,10 @@ def _level(spec: Mechanism, case: Case, inputs: dict[str, Any]) -> None:
     sizes = shapes.derived(spec, case.sizes)
     for name in inputs:
         if name in spec.probe:
-            inputs[name] = np.full_like(inputs[name], float(static_value(spec.probe[name], sizes=sizes) or 0.0))
+            constant = static_value(spec.probe[name], sizes=sizes)
+            if not isinstance(constant, (int, float)):
+                raise CaseError(f"{spec.name}: probe.{name} is no number at sizes {dict(case.sizes)}")
+            inputs[name] = np.full_like(inputs[name], float(constant))
         elif not spec.probe and spec.inputs[name].role == "query":
             inputs[name] = np.zeros_like(inputs[name])
 

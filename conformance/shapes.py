@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from attnspec.spec.language import SpecError, static_value
-from attnspec.spec.language.syntax import InputDecl, Name
+from attnspec.spec.language import SpecError, children, static_value
+from attnspec.spec.language.syntax import InputDecl, Name, Node, Reduce
 from attnspec.spec.mechanism import Mechanism
 
 T = TypeVar("T")
@@ -47,6 +47,21 @@ def per_mechanism(function: Callable[..., T]) -> Callable[..., T]:
         return found[key][1]
 
     return remembered
+
+
+@per_mechanism
+def operators(mechanism: Mechanism) -> frozenset[str]:
+    """The reductions and normalizers that the equations use: `sum`, `softmax`, `rank`, ..."""
+    found = set()
+    stack: list[Node] = [
+        line.body for table in (mechanism.program.definitions, mechanism.program.boundaries) for line in table.values()
+    ]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Reduce):
+            found.add(node.op)
+        stack.extend(children(node))
+    return frozenset(found)
 
 
 @per_mechanism

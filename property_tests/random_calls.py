@@ -15,7 +15,7 @@ import numpy as np
 from attnspec.conformance.settings import option_values
 from attnspec.conformance.shapes import admissible, derived
 from attnspec.property_tests.draw import draw_input
-from attnspec.spec.language import SpecError
+from attnspec.spec.language import SpecError, static_value
 from attnspec.spec.mechanism import Mechanism
 
 ATTEMPTS = 400
@@ -65,6 +65,11 @@ def _attempt(mechanism: Mechanism, rng: np.random.Generator, largest: int, empty
     for name, decl in mechanism.inputs.items():
         if decl.optional and rng.random() < (leave if name in mechanism.usual else 0.5):
             present ^= {name}
+    if not present & set(mechanism.usual):
+        # What stands in for the usual inputs fixes their sizes: the capacity of a cache, say.
+        for name, formula in mechanism.otherwise.items():
+            value = static_value(formula, sizes=sizes)
+            sizes[name] = sizes[name] if value is None else int(value)
     chosen = [name for name in mechanism.inputs if name in present]
     if not admissible(mechanism, sizes, options, chosen):
         if "N" not in sizes or "M" not in sizes:

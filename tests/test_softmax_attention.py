@@ -228,6 +228,14 @@ def test_what_no_query_may_read_does_not_matter() -> None:
         np.testing.assert_array_equal(got[name], array)
 
 
+def test_a_mask_narrower_than_the_block_table_is_refused() -> None:
+    pages = np.zeros((4, 2, 1, 3))
+    inputs = {"Q": np.zeros((1, 1, 2, 3)), "k_pages": pages, "v_pages": pages, "block_table": np.array([[0, 1]])}
+    assert MECHANISM.evaluate({**inputs, "mask": np.ones((1, 1, 2, 4), bool)})["O"].shape == (1, 1, 2, 3)
+    with pytest.raises(SpecError, match="a column for every slot"):
+        MECHANISM.evaluate({**inputs, "mask": np.ones((1, 1, 2, 3), bool)})
+
+
 def test_a_paged_cache_reads_only_its_own_slots() -> None:
     rng = np.random.default_rng(5)
     pages = rng.normal(size=(6, 4, 2, 3))
