@@ -78,7 +78,7 @@ def make(
         direction=direction,
         check=check,
         seed=seed,
-        rows=rows_of(mechanism, group, full, seed),
+        rows=rows_of(mechanism, group, full, seed) if direction == "forward" else None,
         params={"broadcast": single} if single else {},
     )
     return dataclasses.replace(case, id=text(mechanism, case))
@@ -105,10 +105,10 @@ def present_inputs(mechanism: Mechanism, extra: Iterable[str], options: Mapping[
 
 
 def rows_of(mechanism: Mechanism, group: str, sizes: Mapping[str, int], seed: int) -> dict[str, tuple[int, ...]] | None:
-    """The sampled query rows of a long case: both ends, tile edges, the middle, and some at random."""
+    """The sampled query rows of a long (or timed) case: both ends, tile edges, the middle, and some at random."""
     parts = shapes.roles(mechanism)
     count = sizes.get(parts.names.get("queries", ""), 0)
-    if not group.startswith("long") or count <= 24:
+    if not group.startswith(("long", "bench")) or count <= 24:
         return None
     import numpy as np
 

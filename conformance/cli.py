@@ -1,8 +1,8 @@
 """The command line: arguments, exit codes, and one clear line for everything that goes wrong.
 
-Each command's work stands in a module of its own (`cli_show`, `cli_check`, `cli_data`), imported when the command
-runs. Exit codes: 0 conforms (or done), 1 does not conform, 2 could not judge: usage, bad input, missing device. Results
-go to standard output, messages and progress to standard error, progress only where that is a terminal.
+Each command's work stands in a module of its own (`cli_show`, `cli_check`, ...), imported when the command runs.
+Exit codes: 0 conforms (or done), 1 does not conform, 2 could not judge: usage, bad input, missing device. Results go to
+standard output, messages and progress to standard error, progress only where that is a terminal.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ def parser() -> Parser:
     _mutants(commands)
     _coverage(commands)
     _vectors(commands)
+    _bench(commands)
     return top
 
 
@@ -197,6 +198,34 @@ def _vectors(commands: Any) -> None:
     verify.add_argument("out", metavar="DIR")
 
 
+def _bench(commands: Any) -> None:
+    command = _command(
+        commands, "bench", "cli_bench", "bench", "time what conforms beside a named alternative",
+        description="Judge contenders, then time them in turns; ratios, and shares of the roofline of the equations.",
+    )  # fmt: skip
+    command.add_argument("--mechanism", required=True, metavar="M", help="one, or several with commas")
+    command.add_argument(
+        "--candidate", action="append", metavar="CANDIDATE",
+        help="as for check, or `equations`, `reference`; may be repeated (default: our kernel; on a CPU the reference)",
+    )  # fmt: skip
+    command.add_argument("--against", default="equations", metavar="CANDIDATE", help="the alternative of the ratios")
+    command.add_argument(
+        "--size", action="append", metavar="NAME|queries=512,D=64",
+        help="tiny, small, grouped, 2k, 4k, 4k-grouped, 16k, decode, or numbers; may be repeated",
+    )  # fmt: skip
+    command.add_argument(
+        "--set", action="append", default=[], metavar="causal=true|+bias", help="an option, or an optional input"
+    )
+    command.add_argument("--dtype", type=_several("dtype", DTYPES), metavar="fp32,fp16,bf16")
+    command.add_argument("--direction", type=_several("direction", DIRECTIONS), metavar="forward,backward")
+    command.add_argument("--device", choices=DEVICES, default="cpu")
+    command.add_argument("--level", choices=LEVELS, default="smoke", help="of the judgement before (default smoke)")
+    command.add_argument("--repeats", type=_count, default=9, metavar="N", help="samples of each (default 9)")
+    command.add_argument("--json", metavar="FILE", help="write measurements and the machine's fingerprint")
+    command.add_argument("--markdown", metavar="FILE", help="write the table")
+    command.add_argument("--plot", metavar="FILE.svg", help="draw the ratios (needs matplotlib)")
+
+
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         from attnspec import __version__
@@ -225,6 +254,12 @@ def _seed(text: str) -> int:
     if not 0 <= value < 2**32:
         raise argparse.ArgumentTypeError(f"{text!r} is no seed; expected an integer from 0 to 2**32 - 1")
     return value
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; expected an integer from 1 to 1000")
+    return int(text)
 
 
 def _positive(text: str) -> float:

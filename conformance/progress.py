@@ -44,6 +44,18 @@ def steps(label: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 @contextmanager
+def status(label: str) -> Iterator[Callable[[str], None]]:
+    """Show what is being done, a text at a time; where nothing is to be shown the texts are dropped."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(label) as shown:
+        yield lambda text: shown.update(f"{label} {text}")
+
+
+@contextmanager
 def _display(label: str) -> Iterator[Callable[[int, int, str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
