@@ -1,7 +1,7 @@
 """Compile every kernel variant ahead of time, without a GPU, and record what the binaries use.
 
-    python -m attnspec.impls.aot [--targets cuda:80,cuda:90,cuda:100,hip:gfx942] [--json FILE] [--markdown FILE]
-                                 [--jobs 2] [--only TEXT]
+    python -m attnspec.impls.aot [--mechanism NAME,...] [--targets cuda:80,cuda:90,cuda:100,hip:gfx942]
+                                 [--json FILE] [--markdown FILE] [--jobs 2] [--only TEXT]
 
 For each variant and target: registers, shared memory, spills and the instructions that show whether the tensor cores
 and the asynchronous copies are used, read from the compiled binary (CUDA: cuobjdump on the cubin; AMD: the assembly's
@@ -20,16 +20,18 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attnspec.impls.aot_calls import Call
     from attnspec.impls.aot_variants import Variant
-    from attnspec.impls.engines.softmax_launch import Launch
+    from attnspec.impls.engines.launch import Launch
 
+SOFTMAX = "softmax_attention"
 TARGETS = ("cuda:80", "cuda:90", "cuda:100", "hip:gfx942")
 # What one thread block may have. CUDA C++ programming guide, technical specifications per compute capability: 163 KiB
 # for 8.0, 227 KiB for 9.0 and 10.0. AMD Instinct MI300 (CDNA3) ISA: 64 KiB of LDS.
@@ -73,12 +75,9 @@ def signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[Any,
     import torch
 
     names = {
-        torch.float16: "fp16",
-        torch.bfloat16: "bf16",
-        torch.float32: "fp32",
-        torch.int32: "i32",
-        torch.uint8: "u8",
-    }
+        torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64",
+        torch.int32: "i32", torch.int64: "i64", torch.int8: "i8", torch.uint8: "u8", torch.bool: "i1",
+    }  # fmt: skip
     types: dict[str, str] = {}
     constants: dict[str, Any] = {}
     alignments: dict[Any, Any] = {}
@@ -160,15 +159,35 @@ def amd_resources(kernel: Any) -> dict[str, Any]:
 
 
 def judge(variant: Variant, target: str) -> Record:
-    """Compile one variant for one target and compare what it uses with what the target has."""
+    """Compile one variant of softmax attention for one target, and compare what it uses with what the target has."""
     from attnspec.impls.aot_variants import launch_of
 
-    record = Record(variant.name, target, False)
+    return _judge(variant.name, target, lambda: launch_of(variant, parse_target(target)))
+
+
+def judge_call(call: Call, target: str) -> list[Record]:
+    """The same for every kernel that a typical call launches."""
+    from attnspec.impls.aot_calls import launches
+
     try:
-        kernel = compile_launch(launch_of(variant, parse_target(target)), target)
+        found = launches(call, parse_target(target))
+    except Exception as error:  # one call's failure must not end the run: it is recorded
+        return [Record(call.name, target, False, problem=_one_line(error))]
+    return [_judge(name, target, lambda launch=launch: launch) for name, launch in found]  # type: ignore[misc]
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+def _judge(name: str, target: str, launch: Callable[[], Launch]) -> Record:
+    record = Record(name, target, False)
+    try:
+        kernel = compile_launch(launch(), target)
         used = cuda_resources(kernel) if target.startswith("cuda") else amd_resources(kernel)
     except Exception as error:  # one variant's failure must not end the run: it is recorded
-        record.problem = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+        record.problem = _one_line(error)
         return record
     record.shared = int(kernel.metadata.shared)
     for name, value in used.items():
@@ -183,8 +202,29 @@ def judge(variant: Variant, target: str) -> Record:
     return record
 
 
-def _job(work: tuple[Variant, str]) -> Record:
-    return judge(*work)
+def _job(work: tuple[Variant | Call, str]) -> list[Record]:
+    from attnspec.impls.aot_calls import Call
+
+    item, target = work
+    return judge_call(item, target) if isinstance(item, Call) else [judge(item, target)]
+
+
+def listed(names: Iterable[str], target: str) -> Iterator[Variant | Call]:
+    """What is compiled for the mechanisms `names` (none: for all).
+
+    Raises:
+        ValueError: a mechanism without kernels, or whose module lists no calls.
+    """
+    from attnspec.impls.aot_calls import calls
+    from attnspec.impls.aot_variants import variants
+
+    wanted = set(names)
+    known = {SOFTMAX} | {call.mechanism for call in calls()}
+    if wanted - known:
+        raise ValueError(f"no kernels of {min(wanted - known)!r}; known: {', '.join(sorted(known))}")
+    if not wanted or SOFTMAX in wanted:
+        yield from dict.fromkeys(variants(parse_target(target)))
+    yield from (call for call in calls() if not wanted or call.mechanism in wanted)
 
 
 def versions() -> dict[str, str]:
@@ -248,6 +288,7 @@ def markdown(records: list[Record], about: dict[str, str]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m attnspec.impls.aot", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--mechanism", default="", help="comma separated (default: all that have kernels)")
     parser.add_argument("--targets", default=",".join(TARGETS), help="comma separated (default: all)")
     parser.add_argument("--json", type=Path, help="write the records to this file")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
@@ -260,10 +301,10 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["TRITON_INTERPRET"] = "0"
     try:
         targets = [target.strip() for target in given.targets.split(",")]
-        parsed = {target: parse_target(target) for target in targets}
-        from attnspec.impls.aot_variants import variants
-
-        work = [(v, t) for t in targets for v in dict.fromkeys(variants(parsed[t])) if given.only in v.name]
+        for target in targets:
+            parse_target(target)
+        names = [name.strip() for name in given.mechanism.split(",") if name.strip()]
+        work = [(item, target) for target in targets for item in listed(names, target) if given.only in item.name]
         about = versions()
     except (ValueError, ImportError) as error:
         print(f"aot: {error}", file=sys.stderr)
@@ -273,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     records: list[Record] = []
     with ProcessPoolExecutor(max_workers=max(1, given.jobs)) as pool:
-        for record in pool.map(_job, work, chunksize=4):
+        for record in (record for found in pool.map(_job, work, chunksize=4) for record in found):
             records.append(record)
             if not record.ok:
                 print(f"{record.target} {record.variant}: {record.problem}", file=sys.stderr, flush=True)

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnspec.impls.engines.launch import Launch
 from attnspec.impls.engines.softmax_configs import Kind, Target, TileConfig, configs
-from attnspec.impls.engines.softmax_launch import Launch, has_pair_data, plan_backward, plan_forward
+from attnspec.impls.engines.softmax_launch import has_pair_data, plan_backward, plan_forward
 from attnspec.impls.softmax_arguments import Problem, check
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -2,13 +2,16 @@
 
 Import this module before Triton: Triton decides at import whether it interprets. Without an accelerator the
 interpreter is the only way to run, so that it is switched on here unless TRITON_INTERPRET is set already; nothing
-changes on a machine that has one.
+changes on a machine that has one. `recorded` takes launches down instead of running them.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +23,33 @@ if "triton" not in sys.modules and not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+Target = tuple[str, int | str]
+
+
+@dataclass
+class Recording:
+    """Launches taken down for a target: ("cuda", 90), ("hip", "gfx942"), ..."""
+
+    target: Target
+    launches: list[Any] = field(default_factory=list)
+
+
+recording: Recording | None = None
+interpreted_launches = 0
+"""Kernels run in the interpreter so far: their time says nothing, which a benchmark must know."""
+
+
+@contextmanager
+def recorded(target: Target) -> Iterator[list[Any]]:
+    """Collect the launches of the calls inside, planned for `target`, instead of running them."""
+    global recording
+    before, recording = recording, Recording(target)
+    try:
+        yield recording.launches
+    finally:
+        recording = before
+
+
 def interpreted() -> bool:
     """Whether the kernels were loaded for the interpreter."""
     from triton.runtime.interpreter import InterpretedFunction
@@ -29,11 +59,13 @@ def interpreted() -> bool:
     return isinstance(softmax_forward_kernel, InterpretedFunction)
 
 
-def target_of(tensor: Tensor) -> tuple[str, int | str] | None:
-    """("cuda", 90), ("hip", "gfx942"), ..., or None for the interpreter.
+def target_of(tensor: Tensor) -> Target | None:
+    """("cuda", 90), ("hip", "gfx942"), ..., or None for the interpreter; while launches are recorded, their target.
 
     Raises Unsupported when the tensor's device and the way in which the kernels were loaded do not fit.
     """
+    if recording is not None:
+        return recording.target
     if interpreted():
         return None
     if tensor.device.type != "cuda":
@@ -44,7 +76,7 @@ def target_of(tensor: Tensor) -> tuple[str, int | str] | None:
     return current_target()
 
 
-def current_target() -> tuple[str, int | str] | None:
+def current_target() -> Target | None:
     """The active device as Triton names it, or None for the interpreter."""
     if interpreted():
         return None
@@ -55,7 +87,7 @@ def current_target() -> tuple[str, int | str] | None:
 
 
 def processors(tensor: Tensor) -> int:
-    """Multiprocessors of the tensor's device; a fixed small number under the interpreter, so that results repeat."""
+    """Multiprocessors of the tensor's device; a fixed number under the interpreter or where launches are recorded."""
     if tensor.device.type == "cuda":
         return int(torch.cuda.get_device_properties(tensor.device).multi_processor_count)
-    return 8
+    return 8 if recording is None else 132
