@@ -54,7 +54,10 @@ SAMPLE_SECONDS = 0.02
 
 @dataclass
 class Row:
-    """One contender on one case. `seconds` is None where it was not timed, and `why` says why."""
+    """One contender on one case. `seconds` is None where it was not timed, and `why` says why.
+
+    `conforms` is None where it could not be judged: it does not take the case, or has no gradients.
+    """
 
     contender: str
     version: str
@@ -66,7 +69,7 @@ class Row:
     computes_in: str
     direction: str
     judged_sizes: dict[str, int]
-    judged: bool
+    conforms: bool | None = None
     seconds: float | None = None
     spread: float | None = None
     speedup: float | None = None
@@ -92,7 +95,7 @@ class Result:
     @property
     def failed(self) -> list[Row]:
         """Rows of contenders that were judged wrong: they make the run's exit code 1."""
-        return [row for row in self.rows if not row.judged]
+        return [row for row in self.rows if row.conforms is False]
 
 
 def bench(
@@ -186,19 +189,23 @@ def _measure(
         row = rows[one.name] = Row(
             one.name, one.version, suite.name, label, dict(case.sizes), dict(case.options), case.dtype,
             case.dtype if one.precision == "as given" else one.precision, case.direction, dict(small.sizes),
-            judged=True,
         )  # fmt: skip
         note(f"{case.id}: {one.name}")
-        wrong = one.judge(small)
+        try:
+            wrong = one.judge(small)
+        except Unsupported as error:
+            row.why = _not_timed(error)
+            continue
+        row.conforms = wrong is None
         if wrong is not None:
-            row.judged, row.why = False, f"not timed: {wrong}"
+            row.why = f"not timed: {wrong}"
             continue
         try:
             job = one.job(case, data)
             before = _interpreted()
             job()
         except (Unsupported, NotImplementedError, RuntimeError, ValueError, MemoryError) as error:
-            row.why = f"not timed: {' '.join(str(error).split())[:200]}"
+            row.why = _not_timed(error)
             continue
         if _interpreted() > before:
             row.why = "not timed: it ran in Triton's interpreter, whose time says nothing about the kernel"
@@ -215,6 +222,10 @@ def _measure(
     for row in rows.values():
         row.speedup = base / row.seconds if base is not None and row.seconds is not None else None
     return list(rows.values())
+
+
+def _not_timed(error: Exception) -> str:
+    return f"not timed: {' '.join(str(error).split())[:200]}"
 
 
 def _interpreted() -> int:

@@ -66,6 +66,8 @@ def _candidate(name: str, suite: Suite, device: str, level: Level) -> Contender:
         if passed[key] is None:
             with Session(name, suite, device=device, timeout=api.TIMEOUT) as session:
                 result = session.judge(case)
+            if result.status in ("refused", "not_supported"):
+                raise Unsupported(result.message)
             return None if result.status == "pass" else f"{result.status} on the timed case: {result.message}"
         return passed[key]
 
@@ -90,11 +92,17 @@ def _candidate(name: str, suite: Suite, device: str, level: Level) -> Contender:
 
 
 def _level(name: str, case: Case, device: str, level: Level) -> str | None:
-    """What is wrong at a whole level of the suite, in the case's dtype and direction."""
+    """What is wrong at a whole level of the suite, in the case's dtype and direction.
+
+    Raises:
+        Unsupported: nothing could be judged.
+    """
     report = api.check(
         name, case.mechanism, level=level, dtypes=[case.dtype], device=device, directions=[case.direction],
         explain=False,
     )  # fmt: skip
+    if report.exit_code == 2:
+        raise Unsupported(report.summary)
     return None if report.exit_code == 0 else f"does not conform at level {level}: {report.summary}"
 
 

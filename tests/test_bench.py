@@ -67,11 +67,21 @@ def run(kernels: str, *names: str, against: str = "equations") -> dict[str, Any]
 
 def test_what_does_not_conform_is_not_timed_and_what_does_is(kernels: str) -> None:
     rows = run(kernels, "honest", "wrong")
-    assert rows["wrong"].seconds is None and not rows["wrong"].judged
+    assert rows["wrong"].seconds is None and rows["wrong"].conforms is False
     assert "does not conform at level smoke" in rows["wrong"].why
-    assert rows["honest"].judged and rows["honest"].seconds > 0 and rows["honest"].samples == 3
+    assert rows["honest"].conforms is True and rows["honest"].seconds > 0 and rows["honest"].samples == 3
     assert rows["equations"].speedup == 1.0 and rows["equations"].computes_in == "fp64"
     assert rows["honest"].speedup == rows["equations"].seconds / rows["honest"].seconds
+
+
+def test_a_kernel_without_gradients_is_neither_judged_nor_timed_in_the_backward_pass(kernels: str) -> None:
+    result = bench(
+        "softmax_attention", [f"{kernels}:honest"], "reference", sizes=["tiny"], dtypes=["fp32"],
+        directions=["backward"], repeats=1, peak={"fp32": 1e11, "fp64": 5e10, "bytes": 1e10},
+    )  # fmt: skip
+    assert not result.failed
+    assert [(row.seconds, row.why.startswith("not timed: ")) for row in result.rows] == [(None, True)] * 2
+    assert result.rows[1].conforms is None
 
 
 def test_a_kernel_that_waits_is_slower_and_further_from_the_roofline(kernels: str) -> None:
