@@ -105,11 +105,12 @@ def resolved_options(spec: Mechanism, data: CaseData, declares: Mapping[str, Any
 
 def output_shapes(spec: Mechanism, data: CaseData) -> dict[str, tuple[int, ...]]:
     """The shape `[*batch, *axes]` of every output."""
-    sizes, _ = spec.resolve(data.inputs, data.options)
+    sizes, options = spec.resolve(data.inputs, data.options)
     found = {}
     for name, decl in spec.outputs.items():
         axes = (*spec.batch, *decl.axes)
-        found[name] = tuple(int(static_value(spec.indices[axis], sizes=sizes) or 0) for axis in axes)
+        lengths = (static_value(spec.indices[axis], sizes=sizes, options=options) for axis in axes)
+        found[name] = tuple(int(length or 0) for length in lengths)
     return found
 
 
