@@ -87,6 +87,7 @@ def parser() -> Parser:
     _coverage(commands)
     _vectors(commands)
     _bench(commands)
+    _atlas(commands)
     return top
 
 
@@ -224,6 +225,15 @@ def _bench(commands: Any) -> None:
     command.add_argument("--json", metavar="FILE", help="write measurements and the machine's fingerprint")
     command.add_argument("--markdown", metavar="FILE", help="write the table")
     command.add_argument("--plot", metavar="FILE.svg", help="draw the ratios (needs matplotlib)")
+
+
+def _atlas(commands: Any) -> None:
+    command = _command(
+        commands, "atlas", "cli_show", "atlas", "write a page of HTML for every mechanism",
+        description="Write the atlas: a static page for every mechanism and an index. Needs PyTorch for the pictures.",
+    )  # fmt: skip
+    command.add_argument("--out", required=True, metavar="DIR", help="made if missing; pages in it are replaced")
+    command.add_argument("--mechanism", metavar="M", help="only this page and the index; default: all")
 
 
 class _Version(argparse.Action):

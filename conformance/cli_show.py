@@ -1,4 +1,4 @@
-"""`attnspec list` and `attnspec show`: what the suite knows, as text, LaTeX or JSON."""
+"""`attnspec list`, `attnspec show` and `attnspec atlas`: what the suite knows, as text, LaTeX, JSON or pages."""
 
 from __future__ import annotations
 
@@ -52,15 +52,39 @@ def show(arguments: argparse.Namespace) -> int:
             tree["gradient"] = to_json(mechanism.gradient)
         print(json.dumps(tree, indent=1))
     elif arguments.format == "latex":
-        from attnspec.spec.language import to_latex
-
-        print("\n".join(to_latex(mechanism.program)))
-        if mechanism.gradient is not None:
-            print("\n% backward")
-            print("\n".join(to_latex(mechanism.gradient)))
+        print(_latex(mechanism))
     else:
         print(_text(mechanism))
     return 0
+
+
+def atlas(arguments: argparse.Namespace) -> int:
+    """Write the atlas's pages."""
+    from attnspec.atlas.pattern import NoTorchError
+    from attnspec.atlas.write import write_atlas
+    from attnspec.conformance.progress import steps
+
+    names = None if arguments.mechanism is None else [arguments.mechanism]
+    try:
+        with steps("atlas") as step:
+            files = write_atlas(arguments.out, names, step)
+    except NoTorchError as error:
+        raise CannotJudgeError(str(error)) from None
+    size = sum(path.stat().st_size for path in files) / 1e6
+    print(f"{len(files)} files, {size:.1f} MB: {arguments.out}")
+    return 0
+
+
+def _latex(mechanism: Mechanism) -> str:
+    """The equations as they can be pasted into a document; a comment names the packages that it must load."""
+    from attnspec.spec.language import latex_block
+    from attnspec.spec.language.latex_layout import PACKAGES
+
+    lines = [f"% {mechanism.name}, forward; the document needs \\usepackage{{{PACKAGES}}}"]
+    lines.append(latex_block(mechanism.program))
+    if mechanism.gradient is not None:
+        lines += ["", "% backward", latex_block(mechanism.gradient, mechanism.program.definitions)]
+    return "\n".join(lines)
 
 
 def _text(mechanism: Mechanism) -> str:

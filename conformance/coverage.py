@@ -23,6 +23,11 @@ from attnspec.conformance.report.files import write
 from attnspec.spec import Mechanism, load, mechanisms
 from attnspec.spec.papers import papers
 
+HEADINGS = (
+    "mechanism", "family", "equations", "reference", "Triton", "invariants", "identities", "laws proved", "claims",
+    "official code", "mutants killed",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Row:
@@ -96,26 +101,28 @@ def document(*, planned: bool = False) -> dict[str, Any]:
 
 def table(*, planned: bool = False) -> str:
     """The rows as a Markdown table, as it stands in the README, and a sentence on the papers."""
-    account = totals()
-    lines = [
-        "| mechanism | family | equations | reference | Triton "
-        "| invariants | identities | laws proved | claims | official code | mutants killed |",
-        "|---|---|---|---|---|---:|---:|---:|---|---|---:|",
-    ]
-    for row in rows(planned=planned):
-        killed = "" if row.mutants is None else f"{row.mutants_killed} of {row.mutants}"
-        cells = [
-            row.name, row.family, _ways(row.spec, row.gradient), _ways(row.reference, row.reference_backward),
-            _ways(row.triton, row.triton_backward), row.invariants, row.identities, row.proved, _claims(row),
-            "compared" if row.official else "", killed,
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
-    lines += [
-        "",
-        f"{account.papers} papers: {account.papers_done} done, {account.papers_planned} planned, "
-        f"{account.papers_without} without an equation of their own.",
-    ]
-    return "\n".join(lines)
+    lines = [f"| {' | '.join(HEADINGS)} |", "|---|---|---|---|---|---:|---:|---:|---|---|---:|"]
+    lines += [f"| {' | '.join(cells(row))} |" for row in rows(planned=planned)]
+    return "\n".join([*lines, "", account()])
+
+
+def cells(row: Row) -> list[str]:
+    """The row as texts, one for each of `HEADINGS`."""
+    killed = "" if row.mutants is None else f"{row.mutants_killed} of {row.mutants}"
+    counts = (str(row.invariants), str(row.identities), str(row.proved))
+    return [
+        row.name, row.family, _ways(row.spec, row.gradient), _ways(row.reference, row.reference_backward),
+        _ways(row.triton, row.triton_backward), *counts, _claims(row), "compared" if row.official else "", killed,
+    ]  # fmt: skip
+
+
+def account() -> str:
+    """What became of the papers, in a sentence."""
+    found = totals()
+    return (
+        f"{found.papers} papers: {found.papers_done} done, {found.papers_planned} planned, "
+        f"{found.papers_without} without an equation of their own."
+    )
 
 
 def _claims(row: Row) -> str:

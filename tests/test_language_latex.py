@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from attnspec.conformance import cli
 from attnspec.spec import load, mechanisms
-from attnspec.spec.language import SpecError, read, read_expression
+from attnspec.spec.language import SpecError, latex_block, read, read_expression
 from attnspec.spec.language.latex import expression_to_latex, to_latex
+from attnspec.spec.language.latex_layout import PACKAGES, width_of
 from attnspec.spec.language.syntax import Declarations, InputDecl, OutputDecl, SizeDecl
 from attnspec.tests.language_programs import Sample, samples, wild_samples
 
@@ -56,6 +61,9 @@ def test_the_balance_check_rejects(formula: str) -> None:
         ("x * 2", r"x \cdot 2"),
         ("a / (b + c)", r"\frac{a}{b + c}"),
         ("(i + 1) % n", r"\left(i + 1\right) \bmod n"),
+        ("h % G * N + i", r"\left(h \bmod G\right) \, N + i"),
+        ("a * (b % c)", r"a \, \left(b \bmod c\right)"),
+        ("i % 2 == 0", r"i \bmod 2 = 0"),
         ("1e-6", r"10^{-6}"),
         ("2.5e-6 + inf", r"2.5 \cdot 10^{-6} + \infty"),
         ("sqrt(x) + rsqrt(y)", r"\sqrt{x} + \frac{1}{\sqrt{y}}"),
@@ -130,3 +138,80 @@ def test_unknown_options_and_inputs_are_named() -> None:
         to_latex(program, {"causl": True})
     with pytest.raises(SpecError, match="biass"):
         to_latex(program, present=["biass"])
+
+
+# -- the block that is pasted into a document --------------------------------------------------------------------------
+
+
+def assert_nested(block: str) -> None:
+    """Braces, growing brackets and environments close in order; every row of an alignment has one `&` of its own."""
+    stack: list[str] = []
+    for token in re.findall(r"\\left(?![a-z])|\\right(?![a-z])|\\(?:begin|end)\{[a-z*]+\}|\\[{}\\]|[{}&]|\$", block):
+        match token:
+            case "\\{" | "\\}" | "\\\\":
+                continue
+            case "$" if stack and stack[-1] == "$":
+                stack.pop()
+            case "{" | "\\left" | "$":
+                stack.append(token)
+            case "}" | "\\right":
+                assert stack and stack.pop() == {"}": "{", "\\right": "\\left"}[token], block
+            case "&":
+                assert stack and stack[-1].startswith("\\begin"), block
+            case _ if token.startswith("\\begin"):
+                stack.append(token)
+            case _:
+                assert stack and stack.pop() == token.replace("end", "begin"), block
+    assert not stack, block
+
+
+@pytest.mark.parametrize(
+    "block", ["{", r"\left( x", r"\begin{aligned} x", r"{\begin{cases} x}\end{cases}", "a & b", "$x"]
+)
+def test_the_nesting_check_rejects(block: str) -> None:
+    with pytest.raises(AssertionError):
+        assert_nested(block)
+
+
+@pytest.mark.parametrize("name", mechanisms())
+def test_the_shown_block_is_nested_and_holds_every_equation(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", name, "--format", "latex"]) == 0
+    shown = capsys.readouterr().out
+    text = "\n".join(line for line in shown.splitlines() if not line.startswith("%"))
+    assert_nested(text)
+    mechanism = load(name)
+    backward = [] if mechanism.gradient is None else to_latex(mechanism.gradient)[len(to_latex(mechanism.program)) :]
+    blocks = len(re.findall(r"\\begin\{align\*\}", text))
+    assert blocks == 1 + bool(backward)
+    rows = [line for line in text.splitlines() if " &=" in line or r" &\iff" in line]
+    assert len(rows) == len(to_latex(mechanism.program)) + len(backward)
+    assert f"usepackage{{{PACKAGES}}}" in shown.splitlines()[0]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(samples() | wild_samples())
+def test_generated_programs_have_nested_blocks(sample: Sample) -> None:
+    assert_nested(latex_block(read(sample.text, sample.declarations)))
+
+
+def test_a_long_sum_is_broken_and_a_short_one_is_not() -> None:
+    names = [f"number_{letter}" for letter in "abcdefgh"]
+    declarations = Declarations({}, {}, {name: InputDecl(name, ()) for name in names}, {}, {"O": OutputDecl("O", ())})
+    text = latex_block(read(f"O = {' + '.join(names)}", declarations))
+    assert text.count("aligned") == 2 and text.count("& +") == 1
+    assert "aligned" not in latex_block(read(f"O = {' + '.join(names[:2])}", declarations))
+    assert width_of(read_expression(" + ".join(names))) > 2 * width_of(read_expression(" + ".join(names[:3])))
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_every_mechanism_compiles_and_fits_the_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = [rf"\documentclass{{article}}\usepackage{{{PACKAGES}}}\begin{{document}}"]
+    for name in mechanisms():
+        assert cli.main(["show", name, "--format", "latex"]) == 0
+        parts += [capsys.readouterr().out, *(latex_block(form) for form in load(name).forms.values()), ""]
+    (tmp_path / "all.tex").write_text("\n".join([*parts, r"\end{document}"]))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    over = [float(points) for points in re.findall(r"Overfull \\hbox \(([\d.]+)pt", done.stdout)]
+    assert max(over, default=0) < 15, over

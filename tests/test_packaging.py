@@ -99,9 +99,9 @@ def test_the_editable_install_works_in_a_fresh_environment(tmp_path: Path) -> No
 
 def test_the_wheel_holds_every_data_file(built: Path) -> None:
     names = set(zipfile.ZipFile(next(built.glob("*.whl"))).namelist())
-    for room in ("spec", "conformance"):
+    for room in ("spec", "conformance", "atlas"):
         for path in (ROOT / room).rglob("*"):
-            if path.suffix in (".toml", ".json", ".txt"):
+            if path.suffix in (".toml", ".json", ".txt", ".css"):
                 assert f"attnspec/{room}/{path.relative_to(ROOT / room)}" in names, path
     assert "attnspec/py.typed" in names
 
@@ -109,7 +109,7 @@ def test_the_wheel_holds_every_data_file(built: Path) -> None:
 def test_the_wheel_lists_every_package(built: Path) -> None:
     """A new folder with an __init__.py must be named in pyproject.toml, or the wheel lacks it."""
     names = set(zipfile.ZipFile(next(built.glob("*.whl"))).namelist())
-    for room in ("attnspec", "spec", "reference", "impls", "conformance", "property_tests", "perf", "tests"):
+    for room in ("attnspec", "spec", "reference", "impls", "conformance", "property_tests", "atlas", "perf", "tests"):
         for path in (ROOT / room).rglob("*.py"):
             inside = "attnspec/" + ("" if room == "attnspec" else f"{room}/") + str(path.relative_to(ROOT / room))
             assert inside in names, path

@@ -1,8 +1,8 @@
 """The equation language: read equations, check them, evaluate them.
 
 `read` turns text into a checked `Program`; `evaluate` runs it on NumPy or torch arrays; `sympy_evaluate`,
-`to_latex`, `cost`, `to_json`, `from_json` and `mutants` walk the same tree. Importing this needs NumPy only:
-what needs SymPy is imported on first use.
+`to_latex`, `to_mathml`, `cost`, `to_json`, `from_json` and `mutants` walk the same tree. Importing this needs NumPy
+only: what needs SymPy is imported on first use.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from attnspec.spec.language.cost import Cost, CostModel, cost
     from attnspec.spec.language.export import from_json, to_json
     from attnspec.spec.language.latex import to_latex
+    from attnspec.spec.language.latex_layout import latex_block
+    from attnspec.spec.language.mathml import expression_to_mathml, to_mathml
     from attnspec.spec.language.mutate import Mutant, mutants
     from attnspec.spec.language.prove import Counterexample, prove_equal
     from attnspec.spec.language.symbolic import sympy_evaluate
@@ -48,12 +50,15 @@ _LAZY = {
     "Counterexample": "prove",
     "Mutant": "mutate",
     "cost": "cost",
+    "expression_to_mathml": "mathml",
     "from_json": "export",
+    "latex_block": "latex_layout",
     "mutants": "mutate",
     "prove_equal": "prove",
     "sympy_evaluate": "symbolic",
     "to_json": "export",
     "to_latex": "latex",
+    "to_mathml": "mathml",
 }
 
 __all__ = [
@@ -78,9 +83,11 @@ __all__ = [
     "children",
     "cost",
     "evaluate",
+    "expression_to_mathml",
     "from_json",
     "infer_sizes",
     "kind_of",
+    "latex_block",
     "mutants",
     "prove_equal",
     "read",
@@ -93,6 +100,7 @@ __all__ = [
     "sympy_evaluate",
     "to_json",
     "to_latex",
+    "to_mathml",
     "unit_roundoff",
     "unparse",
     "unparse_definition",

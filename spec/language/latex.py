@@ -6,11 +6,29 @@ options, static conditions are decided first, so that a formula shows what is co
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from attnspec.spec.language.specialise import choices, needed, specialised
+from attnspec.spec.language.notation import (
+    AND,
+    ATOM,
+    COMPARE,
+    COND,
+    GREEK,
+    MOD,
+    NOT,
+    OR,
+    POWER,
+    PRODUCT,
+    SIGN,
+    SUM,
+    branches,
+    decimal,
+    is_bracket,
+    is_open,
+    numbered,
+)
+from attnspec.spec.language.specialise import shown_lines
 from attnspec.spec.language.syntax import (
     Binary,
     Bool,
@@ -29,47 +47,6 @@ from attnspec.spec.language.syntax import (
     Unary,
 )
 
-# How tightly a form binds; a part that binds less tightly than its place asks for is put in parentheses.
-_COND, _OR, _AND, _NOT, _COMPARE, _SUM, _PRODUCT, _SIGN, _POWER, _ATOM = range(10)
-
-_GREEK = frozenset(
-    [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "pi",
-        "rho",
-        "sigma",
-        "tau",
-        "upsilon",
-        "phi",
-        "chi",
-        "psi",
-        "omega",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Xi",
-        "Pi",
-        "Sigma",
-        "Upsilon",
-        "Phi",
-        "Psi",
-        "Omega",
-    ]
-)
 _COMPARISONS = {"<": "<", "<=": r"\le", ">": ">", ">=": r"\ge", "==": "=", "!=": r"\ne"}
 _FUNCTIONS = {
     "exp": r"\exp", "log": r"\ln", "log2": r"\log_{2}", "sin": r"\sin", "cos": r"\cos", "tanh": r"\tanh",
@@ -77,7 +54,6 @@ _FUNCTIONS = {
 }  # fmt: skip
 _BIG = {"sum": r"\sum", "prod": r"\prod", "any": r"\bigvee", "all": r"\bigwedge"}
 _OPERATORS = {"max": r"\max", "min": r"\min", "argmax": r"\operatorname*{arg\,max}", "mean": r"\operatorname*{mean}"}
-_NAMED = re.compile(r"([A-Za-z]+?)_?(\d+)")
 
 
 def to_latex(
@@ -95,31 +71,28 @@ def to_latex(
     Raises:
         SpecError: an unknown option or input.
     """
-    if options is None and present is None:
-        return [_equation(line, program) for line in specialised(program, None)]
-    lines = specialised(program, choices(program, options, present))
-    wanted = needed(program, lines)
-    return [_equation(line, program) for line in lines if line.name in wanted]
+    return [" ".join((*head(line, program), at(line.body, COND))) for line in shown_lines(program, options, present)]
 
 
 def expression_to_latex(node: Node) -> str:
     """The formula of one expression."""
-    return _at(node, _COND)
+    return at(node, COND)
 
 
-def _equation(line: Definition, program: Program) -> str:
-    left = _tensor(line.name, line.subscripts)
+def head(line: Definition, program: Program) -> tuple[str, str]:
+    """The left side of an equation, and the sign between its sides."""
     relation = r"\iff" if program.kinds.get(line.name) == "bool" else "="
-    return f"{left} {relation} {_at(line.body, _COND)}"
+    return tensor(line.name, line.subscripts), relation
 
 
-def _at(node: Node, least: int) -> str:
-    """`node`, in parentheses if it binds less tightly than `least`."""
+def at(node: Node, least: int) -> str:
+    """The formula of `node`, in parentheses if it binds less tightly than `least`."""
     text, binds = _form(node)
-    return text if binds >= least else _parenthesised(text)
+    return text if binds >= least else parenthesised(text)
 
 
-def _parenthesised(text: str) -> str:
+def parenthesised(text: str) -> str:
+    """`text` in parentheses that grow with it."""
     return rf"\left({text}\right)"
 
 
@@ -128,30 +101,30 @@ def _form(node: Node) -> tuple[str, int]:
         case Num(value=value):
             return _number(value)
         case Bool(value=truth):
-            return rf"\text{{{'true' if truth else 'false'}}}", _ATOM
+            return rf"\text{{{'true' if truth else 'false'}}}", ATOM
         case Str(value=string):
-            return rf"\text{{``{_escaped(string)}''}}", _ATOM
+            return rf"\text{{``{_escaped(string)}''}}", ATOM
         case Name(id="inf"):
-            return r"\infty", _ATOM
+            return r"\infty", ATOM
         case Name(id=name):
-            return _name(name), _ATOM
+            return name_to_latex(name), ATOM
         case Ref(name=name, subscripts=subscripts):
-            return _tensor(name, subscripts), _ATOM
+            return tensor(name, subscripts), ATOM
         case Unary(op="not", operand=operand):
-            return rf"\neg {_at(operand, _COMPARE + 1)}", _NOT
+            return rf"\neg {at(operand, COMPARE + 1)}", NOT
         case Unary(op=op, operand=operand):
-            return op + _at(operand, _PRODUCT), _SUM
+            return op + at(operand, PRODUCT), SUM
         case Binary():
             return _binary(node)
         case Compare(ops=ops, operands=operands):
-            parts = [_at(operands[0], _SUM)]
+            parts = [at(operands[0], MOD)]
             for op, operand in zip(ops, operands[1:]):
-                parts += [_COMPARISONS[op], _at(operand, _SUM)]
-            return " ".join(parts), _COMPARE
+                parts += [_COMPARISONS[op], at(operand, MOD)]
+            return " ".join(parts), COMPARE
         case Logic(op=op, operands=operands):
-            binds = _AND if op == "and" else _OR
+            binds = AND if op == "and" else OR
             sign = r" \wedge " if op == "and" else r" \vee "
-            return sign.join(_at(operand, binds + 1) for operand in operands), binds
+            return sign.join(at(operand, binds + 1) for operand in operands), binds
         case Cond():
             return _cases(node)
         case Call(function=function, arguments=arguments):
@@ -163,24 +136,23 @@ def _form(node: Node) -> tuple[str, int]:
 
 def _number(value: int | float) -> tuple[str, int]:
     if isinstance(value, int):
-        return str(value), _ATOM
-    digits, _, exponent = repr(value).partition("e")
-    digits = digits.removesuffix(".0")
-    if not exponent:
-        return digits, _ATOM
-    power = f"10^{{{int(exponent)}}}"
-    return (power, _POWER) if digits == "1" else (rf"{digits} \cdot {power}", _PRODUCT)
+        return str(value), ATOM
+    digits, exponent = decimal(value)
+    if exponent is None:
+        return digits, ATOM
+    power = f"10^{{{exponent}}}"
+    return (power, POWER) if digits == "1" else (rf"{digits} \cdot {power}", PRODUCT)
 
 
-def _name(name: str) -> str:
-    numbered = _NAMED.fullmatch(name)
-    if numbered:
-        return f"{_word(numbered[1])}^{{({numbered[2]})}}"
+def name_to_latex(name: str) -> str:
+    parts = numbered(name)
+    if parts:
+        return f"{_word(parts[0])}^{{({parts[1]})}}"
     return _word(name)
 
 
 def _word(name: str) -> str:
-    if name in _GREEK:
+    if name in GREEK:
         return f"\\{name}"
     if len(name) == 1 and name != "_":
         return name
@@ -192,92 +164,92 @@ def _escaped(text: str) -> str:
     return "".join(special.get(char, f"\\{char}" if char in "_#$%&{}" else char) for char in text)
 
 
-def _tensor(name: str, subscripts: tuple[Node, ...]) -> str:
+def tensor(name: str, subscripts: tuple[Node, ...]) -> str:
+    """A name with its subscripts."""
     if not subscripts:
-        return _name(name)
-    return f"{_name(name)}_{{{', '.join(_at(subscript, _COND) for subscript in subscripts)}}}"
+        return name_to_latex(name)
+    return f"{name_to_latex(name)}_{{{', '.join(at(subscript, COND) for subscript in subscripts)}}}"
 
 
 def _binary(node: Binary) -> tuple[str, int]:
     left, right = node.left, node.right
     match node.op:
         case "+" | "-":
-            second = _at(right, _PRODUCT)
-            return f"{_closed(left, _SUM)} {node.op} {second}", _SUM
+            second = at(right, PRODUCT)
+            return f"{_closed(left, SUM)} {node.op} {second}", SUM
         case "*":
-            first, second = _closed(left, _PRODUCT), _at(right, _PRODUCT)
+            first, second = _closed(left, PRODUCT), at(right, PRODUCT)
             space = r" \cdot " if second[:1].isdigit() or (second[:2] == r"\f" and first[-1:].isdigit()) else r" \, "
-            return first + space + second, _PRODUCT
+            return first + space + second, PRODUCT
         case "/":
-            return rf"\frac{{{_at(left, _COND)}}}{{{_at(right, _COND)}}}", _PRODUCT
+            return rf"\frac{{{at(left, COND)}}}{{{at(right, COND)}}}", PRODUCT
         case "//":
-            return rf"\left\lfloor {_closed(left, _PRODUCT)} / {_at(right, _SIGN)} \right\rfloor", _ATOM
+            return rf"\left\lfloor {_closed(left, PRODUCT)} / {at(right, SIGN)} \right\rfloor", ATOM
         case "%":
-            return rf"{_closed(left, _PRODUCT)} \bmod {_at(right, _SIGN)}", _PRODUCT
-    base = _at(left, _ATOM)
+            return rf"{_closed(left, PRODUCT)} \bmod {at(right, SIGN)}", MOD
+    base = at(left, ATOM)
     if isinstance(left, Name | Ref) and "^{" in base:
-        base = _parenthesised(base)
-    return f"{base}^{{{_at(right, _COND)}}}", _POWER
+        base = parenthesised(base)
+    return f"{base}^{{{at(right, COND)}}}", POWER
 
 
 def _closed(node: Node, least: int) -> str:
     """A left operand: a sum sign that would swallow what follows is put in parentheses."""
-    if least >= _PRODUCT and _open(node):
-        return _parenthesised(_at(node, _COND))
-    return _at(node, least)
-
-
-def _open(node: Node) -> bool:
-    if isinstance(node, Binary) and node.op in ("*", "%"):
-        return _open(node.right)
-    return isinstance(node, Reduce) and node.op in _BIG
+    if least >= PRODUCT and is_open(node):
+        return parenthesised(at(node, COND))
+    return at(node, least)
 
 
 def _cases(node: Cond) -> tuple[str, int]:
-    if isinstance(node.then, Num) and isinstance(node.otherwise, Num):
-        values = (node.then.value, node.otherwise.value)
-        if values == (1, 0):
-            return rf"\left[{_at(node.test, _COND)}\right]", _ATOM
-    rows = []
-    rest: Node = node
-    while isinstance(rest, Cond):
-        rows.append(rf"{_at(rest.then, _OR)} & \text{{if }} {_at(rest.test, _OR)}")
-        rest = rest.otherwise
-    rows.append(rf"{_at(rest, _OR)} & \text{{otherwise}}")
-    return r"\begin{cases} " + r" \\ ".join(rows) + r" \end{cases}", _COND
+    if is_bracket(node):
+        return rf"\left[{at(node.test, COND)}\right]", ATOM
+    chosen, rest = branches(node)
+    rows = [rf"{at(then, OR)} & \text{{if }} {at(test, OR)}" for then, test in chosen]
+    rows.append(rf"{at(rest, OR)} & \text{{otherwise}}")
+    return r"\begin{cases} " + r" \\ ".join(rows) + r" \end{cases}", COND
 
 
 def _call(function: str, arguments: tuple[Node, ...]) -> tuple[str, int]:
-    inside = [_at(argument, _COND) for argument in arguments]
+    inside = [at(argument, COND) for argument in arguments]
     match function:
         case "sqrt":
-            return rf"\sqrt{{{inside[0]}}}", _ATOM
+            return rf"\sqrt{{{inside[0]}}}", ATOM
         case "rsqrt":
-            return rf"\frac{{1}}{{\sqrt{{{inside[0]}}}}}", _PRODUCT
+            return rf"\frac{{1}}{{\sqrt{{{inside[0]}}}}}", PRODUCT
         case "abs":
-            return rf"\left|{inside[0]}\right|", _ATOM
+            return rf"\left|{inside[0]}\right|", ATOM
         case "floor":
-            return rf"\left\lfloor {inside[0]} \right\rfloor", _ATOM
+            return rf"\left\lfloor {inside[0]} \right\rfloor", ATOM
         case "ceil":
-            return rf"\left\lceil {inside[0]} \right\rceil", _ATOM
+            return rf"\left\lceil {inside[0]} \right\rceil", ATOM
         case "exp2":
-            return f"2^{{{inside[0]}}}", _POWER
+            return f"2^{{{inside[0]}}}", POWER
         case "pow":
-            return f"{_at(arguments[0], _ATOM)}^{{{inside[1]}}}", _POWER
+            return f"{at(arguments[0], ATOM)}^{{{inside[1]}}}", POWER
         case "log1p":
-            return rf"\ln\left(1 + {_at(arguments[0], _PRODUCT)}\right)", _ATOM
+            return rf"\ln\left(1 + {at(arguments[0], PRODUCT)}\right)", ATOM
         case "present":
-            return rf"{inside[0]} \text{{ is given}}", _COMPARE
-    name = _FUNCTIONS.get(function, rf"\operatorname{{{function}}}")
-    return f"{name}{_parenthesised(', '.join(inside))}", _ATOM
+            return rf"{inside[0]} \text{{ is given}}", COMPARE
+    return f"{function_name(function)}{parenthesised(', '.join(inside))}", ATOM
+
+
+def function_name(function: str) -> str:
+    """The operator of an elementwise function that is written with parentheses."""
+    return _FUNCTIONS.get(function, rf"\operatorname{{{function}}}")
 
 
 def _reduce(node: Reduce) -> tuple[str, int]:
-    under = ", ".join(_name(index) for index in node.indices)
+    under = ", ".join(name_to_latex(index) for index in node.indices)
     if node.condition is not None:
-        under += rf" \,:\, {_at(node.condition, _COND)}"
+        under += rf" \,:\, {at(node.condition, COND)}"
+    sign, least = reduction(node.op)
     if node.op in _BIG:
-        body = _at(node.body, _PRODUCT if node.op in ("sum", "prod") else _ATOM)
-        return rf"{_BIG[node.op]}_{{{under}}} {body}", _PRODUCT
-    name = _OPERATORS.get(node.op, rf"\operatorname{{{node.op}}}")
-    return rf"{name}_{{{under}}}{_parenthesised(_at(node.body, _COND))}", _ATOM
+        return rf"{sign}_{{{under}}} {at(node.body, least)}", PRODUCT
+    return rf"{sign}_{{{under}}}{parenthesised(at(node.body, COND))}", ATOM
+
+
+def reduction(op: str) -> tuple[str, int]:
+    """The sign of a reduction, and how tightly a body that follows it must bind."""
+    if op in _BIG:
+        return _BIG[op], PRODUCT if op in ("sum", "prod") else ATOM
+    return _OPERATORS.get(op, rf"\operatorname{{{op}}}"), COND

@@ -160,3 +160,14 @@ def needed(program: Program, lines: list[Definition]) -> set[str]:
             found.add(name)
             queue += uses[name]
     return found
+
+
+def shown_lines(
+    program: Program, options: Mapping[str, Any] | None, present: Collection[str] | None
+) -> list[Definition]:
+    """What a formula's reader sees: everything, undecided; or, given choices, what the outputs then need."""
+    if options is None and present is None:
+        return specialised(program, None)
+    lines = specialised(program, choices(program, options, present))
+    wanted = needed(program, lines)
+    return [line for line in lines if line.name in wanted]
