@@ -30,6 +30,8 @@ from attnspec.conformance.worker import ASK, Load, load
 IMPORT_LIMIT = 300.0  # seconds for starting the interpreter and importing the candidate
 GRACE = 2.0  # seconds that a process gets to end
 STRETCH = 4.0  # how many times the limit may pass on the clock while the process itself has not used it up
+STARVED = 20.0  # and how many times while it does compute, slowly: what others leave of the machine is not its fault
+SLEEPING = 0.01  # share of the clock below which a process is taken not to compute
 PRINT_LIMIT = 64 << 20  # bytes of output after which a candidate is stopped
 
 
@@ -101,7 +103,8 @@ class Worker:
     def send(self, job: Job, limit: float) -> None:
         """Give the worker a case; when it has computed for `limit` seconds it is stopped.
 
-        On a busy machine these take longer on the clock, up to `STRETCH` times; so may a process that sleeps.
+        On a busy machine these take longer on the clock, up to `STARVED` times; a process that sleeps gets `STRETCH`
+        times its limit.
         """
         self._discard()
         self._pending = (job, limit)
@@ -224,14 +227,19 @@ class Worker:
                     return wire.receive(self._from)
                 except EOFError:
                     raise _EndedError("gone") from None
-            beyond = time.monotonic() - deadline
-            if beyond > 0 and (
-                limit is None or beyond > (STRETCH - 1) * limit or self._computed() - self._spent >= limit
-            ):
+            if self._is_late(time.monotonic() - deadline, limit):
                 self._ask_where(limit)
                 raise _EndedError("late")
             if os.fstat(self._capture).st_size > PRINT_LIMIT:
                 raise _EndedError("flood")
+
+    def _is_late(self, beyond: float, limit: float | None) -> bool:
+        """Whether the worker is out of time, so many seconds of the clock beyond its deadline."""
+        if beyond <= 0 or limit is None:
+            return beyond > 0
+        computed = self._computed() - self._spent
+        stretch = STARVED if computed > SLEEPING * (beyond + limit) else STRETCH
+        return computed >= limit or beyond > (stretch - 1) * limit
 
     def _computed(self) -> float:
         """Seconds that the process and what it started have computed; the clock where the system does not tell."""

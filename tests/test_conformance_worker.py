@@ -240,6 +240,26 @@ def test_the_limit_counts_what_was_computed_and_not_the_clock(
     assert [result.status for result in results] == statuses
 
 
+@pytest.mark.parametrize(
+    ("beyond", "computed", "late"),
+    [
+        (-0.1, 0.0, False),  # within its time
+        (0.1, 10.0, True),  # has computed for as long as it may
+        (25.0, 4.0, False),  # starved: four seconds of thirty-five
+        (31.0, 0.1, True),  # asleep for four times its limit
+        (191.0, 9.0, True),  # starved for twenty times its limit
+    ],
+)
+def test_a_starved_process_gets_longer_than_a_sleeping_one(
+    monkeypatch: pytest.MonkeyPatch, beyond: float, computed: float, late: bool
+) -> None:
+    worker = Worker()
+    monkeypatch.setattr(worker, "_computed", lambda: computed)
+    worker._spent = 0.0
+    assert worker._is_late(beyond, 10.0) is late
+    assert worker._is_late(beyond, None) is (beyond > 0)
+
+
 def test_large_arrays_travel_unchanged() -> None:
     reads, writes = os.pipe()
     array = np.arange(10_000, dtype=np.float32)[::2]
