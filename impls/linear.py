@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -133,7 +134,7 @@ def gla(
         raise ValueError("gla: packed sequences start from zero: give no S0 with segment")
     call.count("chunk", chunk)
     decay = a.float() if a_min is None else a.float().clamp(min=a_min)
-    begins = None if segment is None else _begins(call, segment)
+    begins = None if segment is None else begins_of(call, segment)
     if begins is not None:
         decay = torch.where(begins[:, None, :, None], RESTART, decay)
     decay = decay.squeeze(-1) if f == 1 and d != 1 else decay
@@ -145,7 +146,7 @@ RESTART = -1.0e4
 """A log decay that leaves nothing of a state in float32, and of which a chunk's worth can be added."""
 
 
-def _begins(call: Arguments, segment: Tensor) -> Tensor:
+def begins_of(call: Arguments, segment: Tensor) -> Tensor:
     """`[b,i]`: where a sequence begins that is not the row's first."""
     if not isinstance(segment, Tensor) or segment.is_floating_point() or tuple(segment.shape) != call.sizes("b i"):
         raise call.wrong("segment", f"an integer tensor of shape {list(call.sizes('b i'))}", segment)
@@ -161,3 +162,37 @@ def _run(r: Recurrence) -> tuple[Tensor, Tensor]:
     O, last = forward(r)
     assert last is not None
     return O, last
+
+
+def typical_calls(dtype: torch.dtype) -> Iterator[tuple[str, str, Callable[[], object]]]:
+    """Calls for the ahead-of-time compiler: (mechanism, label, call); `call` launches everything that is compiled.
+
+    With 256 features some of these kernels run, but spill registers on CUDA: they are not listed.
+    """
+    for width in (64, 128):
+        yield "lightning_attention", f"D{width}", _lightning(dtype, width, 64, False)
+        yield "lightning_attention", f"D{width} state", _lightning(dtype, width, 16, True)
+        yield "gla", f"D{width}", _gla(dtype, width, width, False)
+        yield "gla", f"D{width} one decay, state", _gla(dtype, width, 1, True)
+
+
+def _lightning(dtype: torch.dtype, width: int, block: int, state: bool) -> Callable[[], object]:
+    def call() -> None:
+        Q, K, V = (torch.zeros(2, 4, 512, width, dtype=dtype, requires_grad=True) for _ in range(3))
+        kv0 = torch.zeros(2, 4, width, width, requires_grad=True) if state else None
+        O, last = lightning_attention(Q, K, V, torch.ones(4), kv0, block=block)
+        (O.float().sum() + (last.sum() if state else 0.0)).backward()
+
+    return call
+
+
+def _gla(dtype: torch.dtype, width: int, decays: int, state: bool) -> Callable[[], object]:
+    def call() -> None:
+        Q = torch.zeros(2, 4, 512, width, dtype=dtype, requires_grad=True)
+        K, V = (torch.zeros(2, 2, 512, width, dtype=dtype, requires_grad=True) for _ in range(2))
+        a = torch.zeros(2, 2, 512, decays, requires_grad=True)
+        S0 = torch.zeros(2, 2, width, width, requires_grad=True) if state else None
+        O, last = gla(Q, K, V, a, S0=S0)
+        (O.float().sum() + (last.sum() if state else 0.0)).backward()
+
+    return call

@@ -30,7 +30,8 @@ from attnspec.impls.softmax_arguments import Problem, check
 __all__ = ["configs", "softmax_attention"]
 
 
-def _forward(p: Problem, config: Any) -> tuple[Tensor, Tensor]:
+def forward(p: Problem, config: Any = None) -> tuple[Tensor, Tensor]:
+    """O in the inputs' dtype and LSE in float32."""
     if p.M == 0 or p.B * p.N == 0:
         return empty_outputs(p)
     launches, O, LSE = plan_forward(p, config, runtime.target_of(p.Q), runtime.processors(p.Q))
@@ -39,21 +40,23 @@ def _forward(p: Problem, config: Any) -> tuple[Tensor, Tensor]:
     return O, LSE
 
 
-def _backward(
+def backward(
     p: Problem, O: Tensor, LSE: Tensor, dO: Tensor | None, dLSE: Tensor | None, wanted: dict[str, bool],
-    bias: Tensor | None,
-    config: Any,
+    bias: Tensor | None, config: Any = None, dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Gradients of the wanted inputs, each of its input's shape and dtype."""
+    """Gradients of the wanted inputs, each of its input's shape and dtype; `dtype`: another one for those of Q, K, V.
+
+    Mechanisms that add to these gradients take them in float32, so that each is rounded once.
+    """
     if p.M == 0 or p.B * p.N == 0:
-        grads = {"Q": torch.zeros_like(p.Q), "K": torch.zeros_like(p.K), "V": torch.zeros_like(p.V)}
+        grads = {name: torch.zeros_like(x, dtype=dtype) for name, x in (("Q", p.Q), ("K", p.K), ("V", p.V))}
         if bias is not None:
             grads["bias"] = torch.zeros_like(bias)
         T = torch.zeros_like(LSE) if dLSE is None else -dLSE
     else:
         launches, grads = plan_backward(
             p, O, LSE, O.new_zeros(1).expand(O.shape) if dO is None else dO, dLSE, wanted,
-            None if bias is None else tuple(bias.shape), config, runtime.target_of(p.Q),
+            None if bias is None else tuple(bias.shape), config, runtime.target_of(p.Q), dtype,
         )  # fmt: skip
         for launch in launches:
             launch.run(p.Q.device)
@@ -73,7 +76,7 @@ class _SoftmaxAttention(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, Q: Tensor, K: Tensor, V: Tensor, bias: Any, sink: Any, problem: Problem, config: Any) -> Any:
         ctx.set_materialize_grads(False)
-        O, LSE = _forward(problem, config)
+        O, LSE = forward(problem, config)
         # Saved for autograd's check that nobody changed them in between; the problem holds the same tensors.
         ctx.save_for_backward(Q, K, V, bias, sink, O, LSE)
         ctx.problem, ctx.config = problem, config
@@ -86,7 +89,7 @@ class _SoftmaxAttention(torch.autograd.Function):  # type: ignore[misc]
         wanted = dict(zip(("Q", "K", "V", "bias", "sink"), ctx.needs_input_grad))
         if dO is None and dLSE is None:
             return (None,) * 7
-        grads = _backward(ctx.problem, O, LSE, dO, dLSE, wanted, bias, ctx.config)
+        grads = backward(ctx.problem, O, LSE, dO, dLSE, wanted, bias, ctx.config)
         return (*(grads.get(name) for name in wanted), None, None)
 
 
@@ -154,7 +157,7 @@ def softmax_attention(
             raise Unsupported("softmax_attention: no gradients through a paged cache; call it under torch.no_grad()")
         O, LSE = _SoftmaxAttention.apply(problem.Q, problem.K, problem.V, bias, sink, problem, config)
         return O, LSE
-    return _forward(problem, config)
+    return forward(problem, config)
 
 
 def configs(

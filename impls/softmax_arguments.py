@@ -138,10 +138,11 @@ def _number(name: str, value: Any) -> float:
 
 
 def check(
-    Q: Any, K: Any, V: Any, *, bias: Any, mask: Any, sink: Any, dropout_mask: Any, q_segment: Any, kv_segment: Any,
-    q_length: Any, kv_length: Any, left_pad: Any, k_pages: Any, v_pages: Any, block_table: Any, causal: Any,
-    causal_alignment: Any, window_left: Any, window_right: Any, softcap: Any, scale: Any, dropout_p: Any, chunk: Any,
-    sink_tokens: Any,
+    Q: Any, K: Any, V: Any, *, bias: Any = None, mask: Any = None, sink: Any = None, dropout_mask: Any = None,
+    q_segment: Any = None, kv_segment: Any = None, q_length: Any = None, kv_length: Any = None, left_pad: Any = None,
+    k_pages: Any = None, v_pages: Any = None, block_table: Any = None, causal: Any = False,
+    causal_alignment: Any = "bottom_right", window_left: Any = None, window_right: Any = None, softcap: Any = None,
+    scale: Any = None, dropout_p: Any = 0.0, chunk: Any = None, sink_tokens: Any = 0,
 ) -> Problem:  # fmt: skip
     """Check every argument and combination. Shapes: see `softmax_attention`.
 
@@ -253,3 +254,11 @@ def check(
         dropout_p=p,
         B=B, H=H, Hk=Hk, N=N, M=M, D=D, E=E, page=page,
     )  # fmt: skip
+
+
+def check_as(function: str, Q: Any, K: Any, V: Any, **given: Any) -> Problem:
+    """`check` for another mechanism that hands its tensors on: errors name that function."""
+    try:
+        return check(Q, K, V, **given)
+    except (ValueError, TypeError, Unsupported) as error:
+        raise type(error)(str(error).replace("softmax_attention", function, 1)) from None

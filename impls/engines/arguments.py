@@ -10,6 +10,7 @@ Nothing is broadcast or cast. Used by the modules of `attnspec.impls`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -74,6 +75,69 @@ class Arguments:
         if int(value) < least:
             raise self.wrong(name, f"at least {least}", int(value))
         return int(value)
+
+    def boolean(self, name: str, value: Any, axes: str, broadcast: str = "") -> Tensor | None:
+        """Check an optional mask; its axes of length 1 named in `broadcast` come back expanded."""
+        if value is None:
+            return None
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{self.function}: {name} must be a torch tensor, got {type(value).__name__}")
+        if value.dtype != torch.bool:
+            raise self.wrong(name, "of dtype torch.bool", value.dtype)
+        shape, wide = self.sizes(axes), broadcast.split()
+        fits = value.ndim == len(shape) and all(
+            got == want or (got == 1 and axis in wide) for axis, got, want in zip(axes.split(), value.shape, shape)
+        )
+        if not fits:
+            extra = f" ({', '.join(wide)} may be 1)" if wide else ""
+            raise self.wrong(name, f"of shape [{axes.replace(' ', ', ')}] = {list(shape)}{extra}", list(value.shape))
+        self._same_device(name, value)
+        return value.expand(shape)
+
+    def integers(
+        self, name: str, value: Any, axes: str, low: int | None = None, high: int | None = None
+    ) -> Tensor | None:
+        """Check an optional tensor of integers; its values only on the CPU, where looking does not wait."""
+        if value is None:
+            return None
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{self.function}: {name} must be a torch tensor, got {type(value).__name__}")
+        if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+            raise self.wrong(name, "an integer tensor", value.dtype)
+        shape = self.sizes(axes)
+        if tuple(value.shape) != shape:
+            raise self.wrong(name, f"of shape [{axes.replace(' ', ', ')}] = {list(shape)}", list(value.shape))
+        self._same_device(name, value)
+        if value.device.type == "cpu" and value.numel():
+            least, most = int(value.min()), int(value.max())
+            if (low is not None and least < low) or (high is not None and most > high):
+                raise self.wrong(name, f"within {low}..{high}", f"{least}..{most}")
+        return value
+
+    def flag(self, name: str, value: Any) -> bool:
+        """A boolean option."""
+        if not isinstance(value, bool):
+            raise self.wrong(name, "True or False", repr(value))
+        return value
+
+    def number(self, name: str, value: Any, default: float | None = None) -> float:
+        """A finite real option; None stands for the default where there is one."""
+        if value is None and default is not None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.wrong(name, "a finite number", repr(value))
+        return float(value)
+
+    def _same_device(self, name: str, value: Tensor) -> None:
+        assert self.first is not None
+        first, like = self.first
+        if value.device != like.device:
+            raise self.wrong(name, f"on {first}'s device {like.device}", value.device)
+
+    def no_gradients(self, *inputs: Tensor | None) -> None:
+        """Refuse inputs that want a gradient, for kernels that have no backward pass."""
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+            raise Unsupported(f"{self.function}: no kernel computes gradients; call it under torch.no_grad()")
 
     def at_most(self, axes: str, most: int) -> None:
         """Refuse lengths beyond what the kernels hold."""

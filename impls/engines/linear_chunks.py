@@ -8,7 +8,9 @@ arXiv 2312.06635, section 4). The log decay `a` is one number per token and head
 the decay between two tokens cannot leave the product, and a chunk's scores are taken column by column. Decays enter as
 exponentials of differences that are never positive, so that nothing overflows however strong they are.
 
-Query head h reads keys, values, decays and the state of head h // G; gradients of those are given per query head.
+Head h reads values, decays and the state of head h // G, queries of head h // R and keys of head h // (G R): G > 1
+where query heads share a state, R > 1 where states share queries and keys. Gradients are given per head. `W` `[b,h,t]`
+multiplies what a token writes (None: by 1).
 Sums over value features are left partial, one slice per program, and added by the caller: no atomics, the same bits
 every time. Launched by `linear_launch`, compiled ahead of time by `attnspec.impls.aot`.
 """
@@ -23,7 +25,14 @@ import triton.language as tl
 
 from attnspec.impls.engines.softmax_tiles import narrowed, product, widened
 
-SIZES = ["H", "G", "T", "chunks"]
+SIZES = ["H", "G", "R", "T", "chunks"]
+
+
+@triton.jit
+def apart(x):
+    """Keep products of float32 before and after this apart: the operands of one of them fill the registers."""
+    if x.dtype == tl.float32:
+        tl.debug_barrier()
 
 
 @triton.jit
@@ -90,12 +99,35 @@ def up_to_row(later, i, C: tl.constexpr):
 
 
 @triton.jit
+def strengths(W, rows, w_t, T, C: tl.constexpr):
+    """`[i]`: what multiplies a token's write, in float32."""
+    if W is not None:
+        w = widened(tl.load(W + rows.to(tl.int64) * w_t, mask=rows < T, other=0.0))
+    else:
+        w = tl.full([C], 1.0, tl.float32)
+    return w
+
+
+@triton.jit
+def passing(pairs, leaving, C: tl.constexpr):
+    """`[t]`: the sum of pairs `[i, j]` with j <= t < i and of `leaving` `[j]` with j <= t, but 0 at the chunk's last t.
+
+    That is what the decay of the token after t stands in. Terms are selected before they are added: those beside them
+    may be larger by any factor.
+    """
+    at = tl.arange(0, C)
+    upto = tl.cumsum(tl.where(at[:, None] > at[None, :], pairs, 0.0), 1)
+    found = tl.sum(tl.where(at[:, None] > at[None, :], upto, 0.0), 0) + tl.cumsum(leaving, 0)
+    return tl.where(at < C - 1, found, 0.0)
+
+
+@triton.jit
 def scores(q, k, a, C: tl.constexpr, VECTOR: tl.constexpr):
     """`[i, j]`: decayed products of the rows of q with the rows of k at or before them, in float32."""
     at = tl.arange(0, C)
     found = tl.zeros([C, C], tl.float32)
     if VECTOR:
-        for j in tl.static_range(C):
+        for j in range(C):
             column = tl.sum(widened(q) * row(widened(k), j, C)[None, :] * from_row(a, j, C), 1)
             found = tl.where((at == j)[None, :], column[:, None], found)
     else:
@@ -117,13 +149,14 @@ def advance(state, a, VECTOR: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def linear_forward_kernel(
-    Q, K, V, A, S0, O, S1,
-    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_e, a_b, a_h, a_t, a_d, s_b, s_h, s_d, s_e,
-    o_b, o_h, o_t, o_e, scale, H, G, T, chunks,
+    Q, K, V, A, W, S0, O, S1,
+    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_e, a_b, a_h, a_t, a_d, w_b, w_h, w_t,
+    s_b, s_h, s_d, s_e, o_b, o_h, o_t, o_e, scale, H, G, R, T, chunks,
     D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_BLOCK: tl.constexpr, E_BLOCKS: tl.constexpr,
     C: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Outputs and, where S1 is given (contiguous `[b,h,d,e]` in float32), the state after the last token."""
+    """Outputs (where O is given) and, where S1 is (contiguous `[b,h,d,e]` in float32), the state after the last token.
+    """
     program = tl.program_id(0)
     block = program % E_BLOCKS
     head = program // E_BLOCKS
@@ -131,11 +164,14 @@ def linear_forward_kernel(
     g_head = h // G
     d = tl.arange(0, D_PAD)
     e = block * E_BLOCK + tl.arange(0, E_BLOCK)
-    Q += b * q_b + h * q_h
-    K += b * k_b + g_head * k_h
+    Q += b * q_b + h // R * q_h
+    K += b * k_b + g_head // R * k_h
     V += b * v_b + g_head * v_h
     A += b * a_b + g_head * a_h
-    O += b * o_b + h * o_h
+    if W is not None:
+        W += b * w_b + g_head * w_h
+    if O is not None:
+        O += b * o_b + h * o_h
     inside = (d < D)[:, None] & (e < E)[None, :]
     state = tl.zeros([D_PAD, E_BLOCK], tl.float32)
     if S0 is not None:
@@ -143,17 +179,20 @@ def linear_forward_kernel(
         state += widened(tl.load(at_state, mask=inside, other=0.0))
     for chunk in range(chunks):
         rows = chunk * C + tl.arange(0, C)
-        q = tile(Q, rows, d, q_t, q_d, T, D, D_PAD)
         k = tile(K, rows, d, k_t, k_d, T, D, D_PAD)
         v = tile(V, rows, e, v_t, v_e, T, E, E_BLOCK * E_BLOCKS)
         a, later, before, onward = log_decays(A, rows, d, a_t, a_d, T, C, D, D_PAD, VECTOR)
-        seen = narrowed(widened(q) * factors(before, VECTOR), q.dtype)
-        out = product(narrowed(scores(q, k, a, C, VECTOR), v.dtype), v, tl.zeros([C, E_BLOCK], tl.float32))
-        out = product(seen, narrowed(state, q.dtype), out)
-        mask = (rows < T)[:, None] & (e < E)[None, :]
-        at_out = O + rows.to(tl.int64)[:, None] * o_t + e[None, :] * o_e
-        tl.store(at_out, narrowed(out * scale, O.dtype.element_ty), mask=mask)
-        written = narrowed(widened(k) * factors(onward, VECTOR), k.dtype)
+        w = strengths(W, rows, w_t, T, C)
+        if O is not None:
+            q = tile(Q, rows, d, q_t, q_d, T, D, D_PAD)
+            seen = narrowed(widened(q) * factors(before, VECTOR), q.dtype)
+            weights = narrowed(scores(q, k, a, C, VECTOR) * w[None, :], v.dtype)
+            out = product(weights, v, tl.zeros([C, E_BLOCK], tl.float32))
+            out = product(seen, narrowed(state, q.dtype), out)
+            mask = (rows < T)[:, None] & (e < E)[None, :]
+            at_out = O + rows.to(tl.int64)[:, None] * o_t + e[None, :] * o_e
+            tl.store(at_out, narrowed(out * scale, O.dtype.element_ty), mask=mask)
+        written = narrowed(widened(k) * factors(onward, VECTOR) * w[:, None], k.dtype)
         state = product(tl.trans(written), v, advance(state, a, VECTOR))
     if S1 is not None:
         # The heads of a group share their state: the first one writes it.
@@ -163,15 +202,16 @@ def linear_forward_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def linear_dq_kernel(
-    K, V, A, S0, DO, DQ,
-    k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_e, a_b, a_h, a_t, a_d, s_b, s_h, s_d, s_e, do_b, do_h, do_t, do_e,
-    scale, H, G, T, chunks,
+    Q, K, V, A, W, S0, DO, DQ, ST, DA,
+    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_e, a_b, a_h, a_t, a_d, w_b, w_h, w_t,
+    s_b, s_h, s_d, s_e, do_b, do_h, do_t, do_e, scale, H, G, R, T, chunks,
     D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_BLOCK: tl.constexpr, E_BLOCKS: tl.constexpr,
     C: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the queries, a slice of `DQ` (contiguous `[blocks,b,h,t,d]`, float32) per block of value features.
 
-    The state is computed again along the way.
+    The state is computed again along the way. Where DA is given (slices `[blocks,b,h,t]`; decays per head only), it
+    gets what queries owe to the decays of their chunk, and ST `[b,h,chunks,d,e]` the state before each chunk.
     """
     program = tl.program_id(0)
     block = program % E_BLOCKS
@@ -180,10 +220,16 @@ def linear_dq_kernel(
     g_head = h // G
     d = tl.arange(0, D_PAD)
     e = block * E_BLOCK + tl.arange(0, E_BLOCK)
-    K += b * k_b + g_head * k_h
+    K += b * k_b + g_head // R * k_h
     V += b * v_b + g_head * v_h
     A += b * a_b + g_head * a_h
+    if W is not None:
+        W += b * w_b + g_head * w_h
     DO += b * do_b + h * do_h
+    if DA is not None:
+        Q += b * q_b + h // R * q_h
+        DA += (block.to(tl.int64) * (tl.num_programs(0) // E_BLOCKS) + head) * T
+        ST += head.to(tl.int64) * chunks * D * E
     DQ += (block.to(tl.int64) * (tl.num_programs(0) // E_BLOCKS) + head) * T * D
     inside = (d < D)[:, None] & (e < E)[None, :]
     state = tl.zeros([D_PAD, E_BLOCK], tl.float32)
@@ -197,33 +243,42 @@ def linear_dq_kernel(
         v = tile(V, rows, e, v_t, v_e, T, E, E_BLOCK * E_BLOCKS)
         g = tile(DO, rows, e, do_t, do_e, T, E, E_BLOCK * E_BLOCKS)
         a, later, before, onward = log_decays(A, rows, d, a_t, a_d, T, C, D, D_PAD, VECTOR)
-        pull = product(g, tl.trans(v), tl.zeros([C, C], tl.float32))
+        w = strengths(W, rows, w_t, T, C)
+        pull = product(g, tl.trans(v), tl.zeros([C, C], tl.float32)) * w[None, :]
         dq = product(g, tl.trans(narrowed(state, g.dtype)), tl.zeros([C, D_PAD], tl.float32))
         dq = dq * factors(before, VECTOR)
+        if DA is not None:
+            # A query reads the state through all decays of the chunk up to its own.
+            q = tile(Q, rows, d, q_t, q_d, T, D, D_PAD)
+            reads = tl.cumsum(tl.sum(widened(q) * dq, 1), 0, reverse=True)
+            tl.store(DA + rows, reads * scale, mask=rows < T)
+            tl.store(ST + d[:, None] * E + e[None, :], state, mask=inside)
+            ST += D * E
         if VECTOR:
-            for j in tl.static_range(C):
+            for j in range(C):
                 weight = tl.sum(tl.where((at == j)[None, :], pull, 0.0), 1)
                 dq += weight[:, None] * row(widened(k), j, C)[None, :] * from_row(a, j, C)
         else:
             dq = product(narrowed(pull * between(a, C), k.dtype), k, dq)
         mask = (rows < T)[:, None] & (d < D)[None, :]
         tl.store(DQ + rows.to(tl.int64)[:, None] * D + d[None, :], dq * scale, mask=mask)
-        written = narrowed(widened(k) * factors(onward, VECTOR), k.dtype)
+        written = narrowed(widened(k) * factors(onward, VECTOR) * w[:, None], k.dtype)
         state = product(tl.trans(written), v, advance(state, a, VECTOR))
 
 
 @triton.jit(do_not_specialize=SIZES)
 def linear_dkv_kernel(
-    Q, K, V, A, DO, DS1, DK, DV, DS0,
-    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_e, a_b, a_h, a_t, a_d, do_b, do_h, do_t, do_e,
-    s_b, s_h, s_d, s_e, o_b, o_h, o_t, o_e, scale, H, G, T, chunks,
+    Q, K, V, A, W, DO, DS1, DK, DV, DW, DS0, ST, DA, DP,
+    q_b, q_h, q_t, q_d, k_b, k_h, k_t, k_d, v_b, v_h, v_t, v_e, a_b, a_h, a_t, a_d, w_b, w_h, w_t,
+    do_b, do_h, do_t, do_e, s_b, s_h, s_d, s_e, o_b, o_h, o_t, o_e, scale, H, G, R, T, chunks,
     D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_BLOCK: tl.constexpr, E_BLOCKS: tl.constexpr,
     C: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Gradients of keys (slices, as in `linear_dq_kernel`), values and the initial state, from the last chunk on.
 
-    DS1 is the cotangent of the final state or None, and counts once for a group; DS0 is contiguous `[b,h,d,e]` in
-    float32 or None.
+    DW gets those of the strengths, in slices `[blocks,b,h,t]`. DA and ST are what `linear_dq_kernel` left; the rest of
+    the decays' gradients is added to DA or, for the token after, stored in DP. DS1 is the cotangent of the final state
+    or None, and counts once for a group; DS0 is contiguous `[b,h,d,e]` in float32 or None.
     """
     program = tl.program_id(0)
     block = program % E_BLOCKS
@@ -232,12 +287,20 @@ def linear_dkv_kernel(
     g_head = h // G
     d = tl.arange(0, D_PAD)
     e = block * E_BLOCK + tl.arange(0, E_BLOCK)
-    Q += b * q_b + h * q_h
-    K += b * k_b + g_head * k_h
+    Q += b * q_b + h // R * q_h
+    K += b * k_b + g_head // R * k_h
     V += b * v_b + g_head * v_h
     A += b * a_b + g_head * a_h
+    if W is not None:
+        W += b * w_b + g_head * w_h
     DO += b * do_b + h * do_h
     DV += b * o_b + h * o_h
+    if DA is not None:
+        DA += (block.to(tl.int64) * (tl.num_programs(0) // E_BLOCKS) + head) * T
+        DP += (block.to(tl.int64) * (tl.num_programs(0) // E_BLOCKS) + head) * T
+        ST += (head.to(tl.int64) * chunks + chunks - 1) * D * E
+    if DW is not None:
+        DW += (block.to(tl.int64) * (tl.num_programs(0) // E_BLOCKS) + head) * T
     DK += (block.to(tl.int64) * (tl.num_programs(0) // E_BLOCKS) + head) * T * D
     inside = (d < D)[:, None] & (e < E)[None, :]
     # The gradient of the state at the end of the chunk.
@@ -253,25 +316,61 @@ def linear_dkv_kernel(
         v = tile(V, rows, e, v_t, v_e, T, E, E_BLOCK * E_BLOCKS)
         g = tile(DO, rows, e, do_t, do_e, T, E, E_BLOCK * E_BLOCKS)
         a, later, before, onward = log_decays(A, rows, d, a_t, a_d, T, C, D, D_PAD, VECTOR)
-        written = narrowed(widened(k) * factors(onward, VECTOR), k.dtype)
-        weights = narrowed(tl.trans(scores(q, k, a, C, VECTOR)) * scale, g.dtype)
+        w = strengths(W, rows, w_t, T, C)
+        written = narrowed(widened(k) * factors(onward, VECTOR) * w[:, None], k.dtype)
+        forwards = tl.trans(scores(q, k, a, C, VECTOR)) * (scale * w)[:, None]
+        weights = narrowed(forwards, g.dtype)
         dv = product(weights, g, tl.zeros([C, E_BLOCK], tl.float32))
         dv = product(written, narrowed(behind, k.dtype), dv)
         mask = (rows < T)[:, None] & (e < E)[None, :]
         tl.store(DV + rows.to(tl.int64)[:, None] * o_t + e[None, :] * o_e, narrowed(dv, DV.dtype.element_ty), mask=mask)
         # `[j, i]`: how much query i pulls on key j, through these value features.
-        pull = product(v, tl.trans(g), tl.zeros([C, C], tl.float32)) * scale
+        pull = product(v, tl.trans(g), tl.zeros([C, C], tl.float32))
         dk = product(v, tl.trans(narrowed(behind, v.dtype)), tl.zeros([C, D_PAD], tl.float32))
         dk = dk * factors(onward, VECTOR)
+        if DA is not None:
+            # The chunk's pairs on both sides of a token, what earlier tokens leave behind, and what only passes by.
+            leaving = tl.sum(widened(k) * dk, 1) * w
+            tl.store(DP + rows, passing(tl.trans(pull * forwards), leaving, C), mask=rows < T)
+            entering = tl.load(ST + d[:, None] * E + e[None, :], mask=inside, other=0.0)
+            ST -= D * E
+            through = tl.sum(entering * advance(behind, a, VECTOR))
+            tl.store(DA + rows, tl.load(DA + rows, mask=rows < T, other=0.0) + through, mask=rows < T)
+        pull = pull * scale
         if VECTOR:
-            for i in tl.static_range(C):
+            for i in range(C):
                 weight = tl.sum(tl.where((at == i)[None, :], pull, 0.0), 1)
                 dk += weight[:, None] * row(widened(q), i, C)[None, :] * up_to_row(later, i, C)
         else:
             dk = product(narrowed(pull * tl.trans(between(a, C)), q.dtype), q, dk)
+        # So far the gradient of the key times its strength.
+        if DW is not None:
+            tl.store(DW + rows, tl.sum(widened(k) * dk, 1), mask=rows < T)
+            dk = dk * w[:, None]
         mask = (rows < T)[:, None] & (d < D)[None, :]
         tl.store(DK + rows.to(tl.int64)[:, None] * D + d[None, :], dk, mask=mask)
         seen = narrowed(widened(q) * factors(before, VECTOR) * scale, q.dtype)
         behind = product(tl.trans(seen), g, advance(behind, a, VECTOR))
     if DS0 is not None:
         tl.store(DS0 + ((b * H + h) * D + d[:, None]) * E + e[None, :], behind, mask=inside)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def linear_read_kernel(
+    Q, S, O, q_b, q_h, q_t, q_d, s_b, s_h, s_d, s_e, o_b, o_h, o_t, o_e, H, T, chunks,
+    D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_BLOCK: tl.constexpr, E_BLOCKS: tl.constexpr,
+    C: tl.constexpr,
+):  # fmt: skip
+    """O = Q S with one state for all tokens: attention without a mask. One program per chunk of tokens."""
+    program = tl.program_id(0)
+    block, place = program % E_BLOCKS, program // E_BLOCKS
+    chunk, head = place % chunks, place // chunks
+    b, h = (head // H).to(tl.int64), (head % H).to(tl.int64)
+    d, rows = tl.arange(0, D_PAD), chunk * C + tl.arange(0, C)
+    e = block * E_BLOCK + tl.arange(0, E_BLOCK)
+    q = tile(Q + b * q_b + h * q_h, rows, d, q_t, q_d, T, D, D_PAD)
+    at_state = S + b * s_b + h * s_h + d[:, None] * s_d + e[None, :] * s_e
+    state = widened(tl.load(at_state, mask=(d < D)[:, None] & (e < E)[None, :], other=0.0))
+    out = product(q, narrowed(state, q.dtype), tl.zeros([C, E_BLOCK], tl.float32))
+    at_out = O + b * o_b + h * o_h + rows.to(tl.int64)[:, None] * o_t + e[None, :] * o_e
+    tl.store(at_out, narrowed(out, O.dtype.element_ty), mask=(rows < T)[:, None] & (e < E)[None, :])

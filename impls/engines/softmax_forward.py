@@ -4,7 +4,8 @@ One kernel. A program owns a tile of query rows of one head (or, with PACK = G, 
 share a key/value head) and walks the key tiles that some row may see, with the online softmax of FlashAttention
 (arXiv 2205.14135, Algorithm 1; arXiv 2307.08691). Absent optional tensors are passed as None and cost nothing. With
 SPLITS > 1 the key tiles are divided over programs and partial results go to a workspace; `softmax_decode` merges
-them.
+them. SPLIT_AT [b, SPLITS + 1] states where each split begins and ends, without segments, left padding and sink tokens;
+without it the splits share out what there is.
 
 Products are accumulated in float32; weights are rounded to the values' dtype before the product with V. What is
 masked cannot leak, not even NaN: keys and values outside the lengths are not read; and where the product of a tile is
@@ -77,7 +78,8 @@ def tile_inputs(
 def softmax_forward_kernel(
     Q, K, V, O, LSE, BIAS, MASK, SINK, DROP, TABLE, Q_LEN, K_LEN, PAD, Q_SEG, K_SEG, Q_POS, K_LOC, Q_FIRST, Q_LAST,
     q_b, q_h, q_i, q_d, k_b, k_g, k_j, k_d, v_b, v_g, v_j, v_e, o_s, o_b, o_h, o_i, o_e, l_s, l_b, l_h, l_i,
-    bias_b, bias_h, bias_i, bias_j, mask_b, mask_h, mask_i, mask_j, drop_b, drop_h, drop_i, drop_j, table_b, FLAG,
+    bias_b, bias_h, bias_i, bias_j, mask_b, mask_h, mask_i, mask_j, drop_b, drop_h, drop_i, drop_j, table_b,
+    FLAG, SPLIT_AT,
     H, N, M, left, right, chunk, sink_tokens, tiles, flag_tiles, scale, softcap, drop_scale,
     D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_PAD: tl.constexpr, G: tl.constexpr, PACK: tl.constexpr,
     PAGE: tl.constexpr, SPLITS: tl.constexpr, BOTTOM_RIGHT: tl.constexpr, HAS_LEFT: tl.constexpr,
@@ -146,6 +148,13 @@ def softmax_forward_kernel(
         hi = tl.minimum(hi, M - pad)
         full_hi = tl.minimum(full_hi, M - pad)
         hi = tl.where(last < first, 0, hi)
+        if SPLIT_AT is not None:
+            split_lo = tl.load(SPLIT_AT + b * (SPLITS + 1) + split)
+            nk = tl.minimum(nk, tl.load(SPLIT_AT + b * (SPLITS + 1) + split + 1))
+            lo = tl.maximum(lo, split_lo)
+            hi = tl.minimum(hi, nk)
+            full_lo = tl.maximum(full_lo, split_lo)
+            full_hi = tl.minimum(full_hi, nk)
         t_lo = (pad + lo) // BLOCK_N
         t_hi = tl.cdiv(pad + tl.maximum(hi, 0), BLOCK_N)
         if HAS_LEFT:
@@ -158,7 +167,7 @@ def softmax_forward_kernel(
     total = n_sink + tl.maximum(t_hi - t_lo, 0)
     begin = 0
     end = total
-    if SPLITS > 1:
+    if SPLITS > 1 and SPLIT_AT is None:
         share = tl.cdiv(total, SPLITS)
         begin = split * share
         end = tl.minimum(begin + share, total)
@@ -208,6 +217,8 @@ def softmax_forward_kernel(
         )  # fmt: skip
         if SEGMENTS:
             keep = keep & (segment_q[:, None] == segment_k[None, :])
+        if SPLIT_AT is not None:
+            keep = keep & (local >= split_lo)[None, :]
         inside = inside_q[:, None] & real_k[None, :]
         bias_ptrs = BIAS
         mask_ptrs = MASK

@@ -9,12 +9,13 @@ ahead-of-time compiler plans on tensors without storage and compiles the very sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnspec.impls.engines.launch import Launch
 from attnspec.impls.engines.softmax_backward import row_term_kernel, softmax_dq_kernel
 from attnspec.impls.engines.softmax_backward_bias import softmax_dbias_kernel
 from attnspec.impls.engines.softmax_backward_keys import softmax_dkv_kernel
@@ -30,33 +31,6 @@ FEW_ROWS = 16
 DECODE_ROWS = 64
 DECODE_KEYS = 128
 TERM_ROWS = 32
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel launch. `name` tells launches of one plan apart; `tile` is None for kernels without configurations."""
-
-    name: str
-    kernel: Any
-    programs: int
-    arguments: dict[str, Any]
-    tile: TileConfig | None
-
-    def options(self) -> dict[str, int | bool]:
-        """Compile options in Triton's names. Fused multiply-add is on, as it was in all versions up to 3.9."""
-        tile = {"num_warps": 4, "num_stages": 1} if self.tile is None else self.tile.options()
-        return tile | {"enable_fp_fusion": True}
-
-    def run(self, device: torch.device) -> None:
-        if self.programs == 0:
-            return
-        if self.programs >= 2**31:
-            raise ValueError(f"softmax_attention: {self.programs} programs; a device launches fewer than 2^31")
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                self.kernel[(self.programs,)](**self.arguments, **self.options())
-        else:
-            self.kernel[(self.programs,)](**self.arguments)
 
 
 def _strides(prefix: str, tensor: Tensor | None, axes: str) -> dict[str, int]:
@@ -121,7 +95,7 @@ def _launches(
     rows = getattr(tile, axis)
     tiles = -(-size // rows)
     flags = None
-    if _rows_differ(p) and "FLAG" in kernel.arg_names:
+    if (_rows_differ(p) or arguments.get("SPLIT_AT") is not None) and "FLAG" in kernel.arg_names:
         flags = torch.empty(tiles * others, dtype=torch.int32, device=p.Q.device)
     out = []
     for repair, own in ((False, tile), (True, repair_tile or tile)):
@@ -130,7 +104,7 @@ def _launches(
         count = -(-size // getattr(own, axis))
         given = arguments | {
             "BLOCK_M": own.block_m, "BLOCK_N": own.block_n, "tiles": count, "flag_tiles": tiles, "FLAG": flags,
-            "FLAG_BLOCK": rows, "REPAIR": repair,
+            "FLAG_BLOCK": rows, "REPAIR": repair, "SPLIT_AT": arguments.get("SPLIT_AT"),
         }  # fmt: skip
         taken = {name: given[name] for name in kernel.arg_names}
         out.append(Launch(name + ("_repair" if repair else ""), kernel, count * others, taken, own))
@@ -199,22 +173,62 @@ def plan_forward(
     others = splits * (p.H // pack) * p.B
     launches = _launches(name, softmax_forward_kernel, tile, p.N * pack, others, p, arguments, repair)
     if splits > 1:
-        merge = {
-            "PART": part, "PART_LSE": part_lse, "SINK": sink, "O": O, "LSE": LSE,
-            **_strides("p", part[..., 0], "sbhi"), **_strides("l", part_lse, "sbhi"), **_strides("o", O, "bhie"),
-            **_strides("f", LSE, "bhi"), "H": p.H, "N": p.N, "splits": splits, "E": p.E, "E_PAD": padded(p.E),
-            "BLOCK_R": ROWS,
-        }  # fmt: skip
-        launches.append(Launch("merge", softmax_merge_kernel, -(-p.N // ROWS) * p.H * p.B, merge, None))
+        launches.append(_merge(p, part, part_lse, O, LSE))
     return launches, O, LSE
+
+
+def _merge(p: Problem, part: Tensor, part_lse: Tensor, O: Tensor, LSE: Tensor) -> Launch:
+    """Partial results `[split,b,h,i,e]` and `[split,b,h,i]` to O and LSE; the sink joins."""
+    arguments = {
+        "PART": part, "PART_LSE": part_lse, "SINK": None if p.sink is None else p.sink.contiguous(), "O": O, "LSE": LSE,
+        **_strides("p", part[..., 0], "sbhi"), **_strides("l", part_lse, "sbhi"), **_strides("o", O, "bhie"),
+        **_strides("f", LSE, "bhi"), "H": p.H, "N": p.N, "splits": part.shape[0], "E": p.E, "E_PAD": padded(p.E),
+        "BLOCK_R": ROWS,
+    }  # fmt: skip
+    return Launch("merge", softmax_merge_kernel, -(-p.N // ROWS) * p.H * p.B, arguments, None)
+
+
+def plan_splits(
+    p: Problem, at: Tensor, config: TileConfig | None, target: Target | None
+) -> tuple[list[Launch], dict[str, Tensor]]:
+    """Attention over stated splits of the keys, and the merge; needs a query and a key at least.
+
+    Args:
+        at: int32 `[b,splits+1]`, where each split begins and, at the next entry, ends; not descending.
+
+    Returns:
+        The launches, and the tensors that they write: O `[b,h,i,e]` in the inputs' dtype, LSE `[b,h,i]`, and of every
+        split Op `[b,u,h,i,e]` and Lp `[b,u,h,i]`, in float32.
+    """
+    splits = at.shape[1] - 1
+    tile = _tile("decode", p, config, target)
+    where: dict[str, Any] = {"dtype": torch.float32, "device": p.Q.device}
+    Op = torch.empty((p.B, splits, p.H, p.N, p.E), **where)
+    Lp = torch.empty((p.B, splits, p.H, p.N), **where)
+    O = torch.empty((p.B, p.H, p.N, p.E), dtype=p.Q.dtype, device=p.Q.device)
+    LSE = torch.empty((p.B, p.H, p.N), **where)
+    part, part_lse = Op.transpose(0, 1), Lp.transpose(0, 1)
+    arguments = _arguments(p) | {
+        "O": part, "LSE": part_lse, "SINK": None, **_strides("o", part, "sbhie"), **_strides("l", part_lse, "sbhi"),
+        "PACK": p.G, "SPLITS": splits, "SPLIT_AT": at.contiguous(),
+    }  # fmt: skip
+    repair = _repair_tile(p, tile, target)
+    launches = _launches(
+        "split", softmax_forward_kernel, tile, p.N * p.G, splits * p.Hk * p.B, p, arguments, repair
+    )  # fmt: skip
+    launches.append(_merge(p, part, part_lse, O, LSE))
+    return launches, {"O": O, "LSE": LSE, "Op": Op, "Lp": Lp}
 
 
 def plan_backward(
     p: Problem, O: Tensor, LSE: Tensor, dO: Tensor, dLSE: Tensor | None, wanted: dict[str, bool],
     bias_shape: tuple[int, ...] | None, config: TileConfig | None, target: Target | None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[list[Launch], dict[str, Tensor]]:  # fmt: skip
-    """The launches of the gradients, and the (not yet written) tensors: Q, K, V in their dtype, bias in float32, T."""
-    device = p.Q.device
+    """The launches of the gradients, and the (not yet written) tensors: Q, K, V in their dtype (or in `dtype`), bias
+    in float32, T.
+    """
+    device, dtype = p.Q.device, dtype or p.Q.dtype
     T = torch.empty_like(LSE)
     out = {"T": T}
     arguments = _arguments(p) | {
@@ -228,14 +242,14 @@ def plan_backward(
     ]
     if wanted.get("Q"):
         tile = _tile("dq", p, config, target)
-        out["Q"] = torch.empty(p.Q.shape, dtype=p.Q.dtype, device=device)
+        out["Q"] = torch.empty(p.Q.shape, dtype=dtype, device=device)
         extra = {"DQ": out["Q"], **_strides("dq", out["Q"], "bhid")}
         repair = _repair_tile(p, tile, target)
         launches += _launches("dq", softmax_dq_kernel, tile, p.N, p.H * p.B, p, arguments | extra, repair)
     if wanted.get("K") or wanted.get("V"):
         tile = _tile("dkv", p, config, target)
-        out["K"] = torch.empty(p.K.shape, dtype=p.K.dtype, device=device)
-        out["V"] = torch.empty(p.V.shape, dtype=p.V.dtype, device=device)
+        out["K"] = torch.empty(p.K.shape, dtype=dtype, device=device)
+        out["V"] = torch.empty(p.V.shape, dtype=dtype, device=device)
         extra = {
             "DK": out["K"], "DV": out["V"], **_strides("dk", out["K"], "bgjd"), **_strides("dv", out["V"], "bgje"),
         }  # fmt: skip
