@@ -122,6 +122,7 @@ def _attend(jax: Any, scale: float | None, causal: bool, window: tuple[int, int]
     },
     differentiable=("Q", "K", "V", "bias"),
     outputs=("O", "LSE"),
+    rounding="autodiff",
     short_name="jax-dense",
     for_function="jax.nn:dot_product_attention",
     version=versions("jax", "jaxlib"),
