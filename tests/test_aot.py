@@ -22,8 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter: this process may have loaded Triton for its interpreter, where nothing can be compiled."""
-    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    """A fresh interpreter: this process may have loaded Triton for its interpreter, where nothing can be compiled.
+
+    Without a GPU the engines switch the interpreter on, unless the variable says otherwise.
+    """
+    clean = dict(os.environ) | {"TRITON_INTERPRET": "0"}
     return subprocess.run(
         [sys.executable, "-W", "ignore", *arguments],
         capture_output=True, text=True, env=clean | environment, timeout=300, check=False,
