@@ -4,8 +4,8 @@
 
 mechanism / group[.check] / setting / sizes / values / layout[:tensor] / dtype / direction / seed. The setting lists the
 options that are set and, with `+`, the optional inputs that are given beyond the usual ones, with the axes along which
-they have length 1; `plain` stands for none. `make` builds a case, `parse` reads an id back, `renamed` gives a changed
-case its id. A text that is no id is a `CaseError` of one line.
+they have length 1, and with `-` the usual ones that are absent; `plain` stands for none. `make` builds a case, `parse`
+reads an id back, `renamed` gives a changed case its id. A text that is no id is a `CaseError` of one line.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def make(
     sizes: Mapping[str, int],
     options: Mapping[str, Any] | None = None,
     inputs: Iterable[str] = (),
+    absent: Iterable[str] = (),
     broadcast: Mapping[str, str] | None = None,
     values: str = "normal",
     layout: str = "contiguous",
@@ -48,11 +49,12 @@ def make(
     Args:
         sizes: by class or name; the rest is filled in (see `shapes.sizes_of`).
         inputs: optional inputs that are given beyond the usual ones (naming a usual one changes nothing).
+        absent: usual inputs that are not given, though the constraints would allow them.
 
     Raises:
         CaseError: the mechanism's constraints do not allow it.
     """
-    present = present_inputs(mechanism, inputs, options or {})
+    present = present_inputs(mechanism, inputs, options or {}, absent)
     full = shapes.sizes_of(mechanism, sizes, present)
     if check != "refusal":
         broken = shapes.broken_constraint(mechanism, full, options or {}, present)
@@ -79,14 +81,22 @@ def make(
         check=check,
         seed=seed,
         rows=rows_of(mechanism, group, full, seed) if direction == "forward" else None,
-        params={"broadcast": single} if single else {},
+        params=({"broadcast": single} if single else {}) | ({"absent": tuple(absent)} if absent else {}),
     )
     return dataclasses.replace(case, id=text(mechanism, case))
 
 
-def present_inputs(mechanism: Mechanism, extra: Iterable[str], options: Mapping[str, Any]) -> tuple[str, ...]:
-    """All inputs of a case in the file's order: the required, the usual where the constraints allow them, the extra."""
+def present_inputs(
+    mechanism: Mechanism, extra: Iterable[str], options: Mapping[str, Any], absent: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """All inputs of a case in the file's order: the required, the usual where the constraints allow them, the extra;
+    none of those that are to be absent.
+    """
     listed = set(extra)
+    gone = set(absent)
+    if stray := sorted(gone - set(mechanism.usual)):
+        known = ", ".join(mechanism.usual) or "none"
+        raise CaseError(f"{mechanism.name}: {stray[0]!r} is no usual input; usual: {known}")
     stray = sorted(listed - set(mechanism.inputs))
     if stray:
         raise CaseError(f"{mechanism.name}: unknown input {stray[0]!r}; known: {', '.join(mechanism.inputs)}")
@@ -95,7 +105,7 @@ def present_inputs(mechanism: Mechanism, extra: Iterable[str], options: Mapping[
     def ordered(chosen: set[str]) -> tuple[str, ...]:
         return tuple(name for name in mechanism.inputs if name in chosen)
 
-    usual = ordered(required | listed | set(mechanism.usual))
+    usual = ordered((required | listed | set(mechanism.usual)) - gone)
     bare = ordered(required | (listed - set(mechanism.usual)))
     for chosen in (usual, bare):
         sizes = shapes.sizes_of(mechanism, shapes.TINY, chosen)
@@ -126,6 +136,7 @@ def text(mechanism: Mechanism, case: Case) -> str:
     setting += [
         f"+{name}" + (f":{single[name]}" if single.get(name) else "") for name in case.inputs if name not in usual
     ]
+    setting += [f"-{name}" for name in mechanism.usual if name in case.params.get("absent", ())]
     group = case.group if case.check == "tolerance" else f"{case.group}.{case.check}"
     sizes = ".".join(f"{name}{value}" for name, value in case.sizes.items())
     return "/".join(
@@ -140,9 +151,10 @@ def renamed(case: Case, mechanism: Mechanism | None = None) -> Case | None:
     """The case with the id, rows and inputs that follow from its other fields; None where there is no such case."""
     spec = mechanism or load(case.mechanism)
     names = [name for name in case.inputs if name in spec.inputs]
+    absent = case.params.get("absent", ())
     try:
         return make(
-            spec, case.group, sizes=case.sizes, options=case.options, inputs=names,
+            spec, case.group, sizes=case.sizes, options=case.options, inputs=names, absent=absent,
             broadcast=case.params.get("broadcast"), values=case.values, layout=case.layout, dtype=case.dtype,
             direction=case.direction, check=case.check, level=case.level, seed=case.seed,
         )  # fmt: skip
@@ -172,18 +184,19 @@ def parse(identifier: str, mechanism: Mechanism | None = None) -> Case:
         raise CaseError(f"case id: unknown direction {direction!r}; known: forward, backward")
     if not re.fullmatch(r"s\d+", seed):
         raise CaseError(f"case id: the seed is {seed!r}, expected s and a number")
-    options, inputs, broadcast = _setting(spec, setting)
+    options, inputs, absent, broadcast = _setting(spec, setting)
     group, _, check = group.partition(".")
     return make(
-        spec, group, sizes=_sizes(spec, sizes), options=options, inputs=inputs, broadcast=broadcast, values=values,
-        layout=layout, dtype=dtype, direction="forward" if direction == "forward" else "backward",
+        spec, group, sizes=_sizes(spec, sizes), options=options, inputs=inputs, absent=absent, broadcast=broadcast,
+        values=values, layout=layout, dtype=dtype, direction="forward" if direction == "forward" else "backward",
         check=check or "tolerance", seed=int(seed[1:]),
     )  # fmt: skip
 
 
-def _setting(mechanism: Mechanism, setting: str) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+def _setting(mechanism: Mechanism, setting: str) -> tuple[dict[str, Any], list[str], list[str], dict[str, str]]:
     options: dict[str, Any] = {}
     inputs: list[str] = []
+    absent: list[str] = []
     broadcast: dict[str, str] = {}
     for entry in setting.split(",") if setting != "plain" else []:
         if entry.startswith("+"):
@@ -194,11 +207,14 @@ def _setting(mechanism: Mechanism, setting: str) -> tuple[dict[str, Any], list[s
             if single:
                 broadcast[name] = single
             continue
+        if entry.startswith("-"):
+            absent.append(entry[1:])
+            continue
         name, equals, value = entry.partition("=")
         if not equals or name not in mechanism.options:
             raise CaseError(f"case id: {entry!r} in the setting is no option of {mechanism.name}")
         options[name] = _read(mechanism, name, value)
-    return options, inputs, broadcast
+    return options, inputs, absent, broadcast
 
 
 def _sizes(mechanism: Mechanism, sizes: str) -> dict[str, int]:

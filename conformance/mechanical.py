@@ -2,8 +2,9 @@
 
 Each mutant is a wrong program (`spec.language.mutate`); here it plays the candidate: evaluated in float64 on the inputs
 of a case, rounded to the case's dtype, and judged like any kernel. A mutant is killed by the first case that rejects
-it. Cases in which the change cannot matter (it stands in a branch that the options switch off) are not tried; a mutant
-that no case can run, or that no case even reaches, is an error and not a kill. Used by `mutation`.
+it, be it by failing on a legal call that the original answers. Cases in which the change cannot matter (it stands in a
+branch that the options switch off) are not tried; a mutant that no case can run is no function at all (invalid), and
+one that no case even reaches is an error and not a kill. Used by `mutation`.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from attnspec.spec.mechanism import Mechanism
 
 WORK_LIMIT = 3_000_000
 """Multiply-adds of the scores beyond which a case is too large for hundreds of mutants."""
+UNREACHED = "takes part in no case"
 SEVERAL_CALLS = ("refusal", "determinism")
 """Checks that judge something else than the values of one call."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a mutant. `status`: killed, survived, or error (never ran, or was never reached).
+    """What became of a mutant. `status`: killed, survived, invalid (never ran), or error (was never reached).
 
     `case` is the killing case, `ratio` how far beyond the limit its worst element was (1 = at the limit), `reached` in
     how many cases the change took part, `raised` in how many of those it could not be evaluated.
@@ -190,7 +192,7 @@ class Arena:
     def run(self, mutant: Mutant) -> Outcome:
         """Pose the mutant the cases until one rejects it; those that killed the most so far come first."""
         reached = raised = 0
-        message = ""
+        failed, message = "", ""
         for case in sorted(self.cases, key=lambda case: -self.kills.get(case.id, 0)):
             if not self.matters(mutant, case):
                 continue
@@ -199,7 +201,7 @@ class Arena:
                 results = self.compute(case, mutant.program)
             except SpecError as error:
                 raised += 1
-                message = str(error)
+                failed, message = failed or case.id, str(error)
                 continue
             if _same(results, self.exact(case)):
                 continue
@@ -207,12 +209,14 @@ class Arena:
             if rejected:
                 self.kills[case.id] = self.kills.get(case.id, 0) + 1
                 return self._outcome(mutant, "killed", case.id, ratio, reached, raised)
+        if not reached:
+            return self._outcome(mutant, "error", "", 0.0, reached, raised, UNREACHED)
         if reached == raised:
-            if reached and "outside" in message:
-                # It reads beyond a tensor wherever it is evaluated: there is no such function to tell apart.
-                return self._outcome(mutant, "invalid", "", 0.0, reached, raised, message)
-            why = f"cannot be evaluated in any case: {message}" if reached else "takes part in no case"
-            return self._outcome(mutant, "error", "", 0.0, reached, raised, why)
+            # It divides by zero or reads beyond a tensor wherever it is evaluated: no such function to tell apart.
+            return self._outcome(mutant, "invalid", "", 0.0, reached, raised, message)
+        if raised:
+            # A kernel that fails on a legal call is rejected, though it be right wherever it returns.
+            return self._outcome(mutant, "killed", failed, math.inf, reached, raised, message)
         return self._outcome(mutant, "survived", "", 0.0, reached, raised)
 
     def _outcome(self, mutant: Mutant, status: str, case: str, ratio: float, reached: int, raised: int,

@@ -2,7 +2,8 @@
 
 `run` poses all mechanical mutants (`mechanical`) and all planted kernels (`planted_run`) and reports which are killed,
 by which case and how clearly. A survivor must be explained in the mechanism's file (`[[equivalent_mutant]]` with its id
-and a reason); an explanation that matches no survivor is an error, and so is a mutant that does not run. The work is
+and a reason); an explanation that matches no survivor is an error, and so is a mutant that no case reaches, unless it
+is explained. The work is
 cut into a fixed number of parts, so that the result does not depend on how many processes share it. `kill_matrix` says
 which variants one case rejects. Behind `attnspec mutants`.
 """
@@ -18,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnspec.conformance.mechanical import Arena, Outcome, all_mutants, everything
+from attnspec.conformance.mechanical import UNREACHED, Arena, Outcome, all_mutants, everything
 from attnspec.conformance.suite import Suite
 from attnspec.conformance.types import Case
 from attnspec.spec.mechanism import Mechanism, load
@@ -188,18 +189,18 @@ def _planted(mechanism: str, ids: tuple[str, ...]) -> list[Any]:
 
 def _explain(report: MutationReport, spec: Mechanism, complete: bool) -> None:
     """Match survivors with the explanations in the mechanism's file."""
-    status = {entry.id: entry.status for entry in report.mechanical}
-    for entry in spec.equivalent_mutants:
-        name = entry["id"]
-        if name not in status:
+    known = {entry.id: entry for entry in report.mechanical}
+    for name, reason in spec.equivalent_mutants.items():
+        if name not in known:
             if complete:
                 report.problems.append(f"equivalent_mutant {name!r}: no mutant has this id")
-        elif status[name] == "survived":
-            report.explained[name] = entry["reason"]
-        elif status[name] == "killed":
-            report.problems.append(f"equivalent_mutant {name!r}: the mutant is killed, so it is no equivalent")
+        elif known[name].status == "survived" or known[name].message == UNREACHED:
+            report.explained[name] = reason
+        else:
+            status = known[name].status
+            report.problems.append(f"equivalent_mutant {name!r}: the mutant is {status}, so it is no equivalent")
     for outcome in (*report.mechanical, *report.planted):
-        if outcome.status == "error":
+        if outcome.status == "error" and outcome.id not in report.explained:
             report.problems.append(f"{outcome.id}: {outcome.message} ({outcome.description})")
 
 

@@ -76,10 +76,11 @@ def rounding_model(
     entry = spec.rounding(base)
     wide = "fp64" if dtype == "fp64" else "fp32"
     # A model names the tensors of every form; of each form those that it has.
-    known = frozenset((spec.program if form is None else spec.forms[form]).definitions)
+    program = spec.form_gradients.get(form or "", spec.gradient) if gradient else None
+    known = frozenset((program or (spec.program if form is None else spec.forms[form])).definitions)
     return RoundingModel(
         io=dtype,
-        stored=entry.gradient_stored if gradient else entry.stored & known,
+        stored=(entry.gradient_stored if gradient else entry.stored) & known,
         accumulate="fp64" if dtype == "fp64" else "fp32",
         product="tf32" if product and dtype == "fp32" else "ieee",
         name=f"{entry.name}+{product}" if product else entry.name,
@@ -165,7 +166,7 @@ def _cached(
         keys = shapes.derived(spec, case.sizes).get(shapes.roles(spec).names.get("keys", ""), 1)
         found = exact, probes.sigma(exact, next(iter(spec.outputs)), case.dtype, keys)
     elif backward:
-        found = _gradients(spec, data, options, model, base, changed)
+        found = _gradients(spec, data, options, model, base, changed, form)
     else:
         sizes, resolved = spec.resolve(data.inputs, options)
         long = rows is not None
@@ -179,7 +180,7 @@ def _cached(
 
 def _gradients(
     spec: Mechanism, data: CaseData, options: Mapping[str, Any], model: RoundingModel, base: str,
-    changed: tuple[str, ...],
+    changed: tuple[str, ...], form: str | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
     """Gradients by input name with sigma; forward outputs are judged in forward cases."""
     cotangents = dict(data.cotangents)
@@ -187,7 +188,7 @@ def _gradients(
         # The candidate's output is LSE / ln 2, whose cotangent c is c / ln 2 for the LSE.
         cotangents["LSE"] = cotangents["LSE"] / math.log(2.0)
     wrt = [name for name in spec.differentiable if name in data.inputs]
-    program, arguments, outputs = spec.gradient_call(data.inputs, cotangents, wrt)
+    program, arguments, outputs = spec.gradient_call(data.inputs, cotangents, wrt, form)
     if changed:
         program = _replaced(spec, program, *changed)
     sizes, resolved = spec.resolve(data.inputs, options)

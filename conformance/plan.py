@@ -1,9 +1,10 @@
 """Which cases a level has: groups of shapes, settings, values and calls, for one dtype and direction.
 
-The groups, in order: shapes, options (each value alone, rules of who sees whom two at a time, then pairs), values,
-hidden (NaN and sentinels behind masks), probes, layouts, calls (determinism, other options, other batches, decoding,
-changed unseen keys), small (exhaustive small scope), long (sampled rows), refusals; and gradients. A combination that
-the mechanism's constraints forbid, or that needs what the candidate does not take, does not arise. Used by `cases`.
+The groups, in order: shapes, options (each value alone, rules of who sees whom two at a time, then pairs), stated (what
+the mechanism's file asks for itself), values, hidden (NaN and sentinels behind masks), probes, layouts, calls
+(determinism, other options, other batches, decoding, changed unseen keys), small (exhaustive small scope), long
+(sampled rows), refusals; and gradients. A combination that the mechanism's constraints forbid, or that needs what the
+candidate does not take, does not arise. Used by `cases`.
 """
 
 from __future__ import annotations
@@ -87,14 +88,14 @@ class Plan:
         """One case, unless the constraints forbid it or the candidate does not take what it needs."""
         chosen = {**setting.options, **(options or {})}
         inputs = (*self.required, *setting.inputs)
-        if not (set(chosen) | set(inputs)) <= self.taken:
+        if not (set(chosen) | set(inputs)) <= self.taken or set(setting.absent) & set(self.required):
             return
         for wanted in shapes.alternatives(sizes):
             try:
                 case = make(
-                    self.mechanism, group, sizes=wanted, options=chosen, inputs=inputs, broadcast=broadcast,
-                    values=values, layout=layout, dtype=self.dtype, direction=self.direction, check=check,
-                    level=self.level, seed=self.seed,
+                    self.mechanism, group, sizes=wanted, options=chosen, inputs=inputs, absent=setting.absent,
+                    broadcast=broadcast, values=values, layout=layout, dtype=self.dtype, direction=self.direction,
+                    check=check, level=self.level, seed=self.seed,
                 )  # fmt: skip
                 break
             except CaseError:
@@ -138,6 +139,7 @@ class Plan:
         """All groups of the forward direction."""
         self.shapes()
         self.options()
+        self.stated("stated")
         self.values()
         self.hidden()
         self.probes()
@@ -184,6 +186,14 @@ class Plan:
         for number, setting in enumerate(pairs(self.mechanism, some, 2 if len(some) <= 5 else 4, PAIRS[self.level])):
             self.add("options", (shapes.BASE, TURNED)[number % 2], setting)
 
+    def stated(self, group: str) -> None:
+        """The cases that the mechanism's file states (`[[case]]`)."""
+        if self.small():
+            return
+        for entry in self.mechanism.cases:
+            setting = Setting((), entry.options, entry.inputs)
+            self.add(group, {**shapes.BASE, **entry.sizes}, setting, values=entry.values)
+
     def emptying(self) -> Mapping[str, Any]:
         """Options under which some rows of `TURNED` see nothing, where there are such."""
         return next((setting.options for setting in self.of("causal") if not setting.inputs), {})
@@ -218,13 +228,16 @@ class Plan:
                     self.add("values", TURNED, setting, values="absent_sink", options=self.emptying())
 
     def hidden(self) -> None:
+        told = "keep" in self.mechanism.program.definitions  # else nothing says which key is hidden from whom
         if self.small():
-            for setting in self.masking()[:2]:
+            for setting in self.masking()[:2] if told else ():
                 self.add("hidden", shapes.BASE, setting, values="future_nan")
             return
         three = {**shapes.BASE, "batch": 3}
         if not shapes.operators(self.mechanism) & ORDERS:  # an order of NaN is undefined, in a neighbour too
             self.add("hidden", three, values="neighbour_nan")
+        if not told:
+            return
         for setting in self.masking():
             given = {self.mechanism.inputs[name].role for name in setting.inputs}
             if given & {"length", "segment", "page_table"}:
@@ -335,6 +348,7 @@ class Plan:
         for setting in _first_of_each(self.of(*SEEING)):
             self.add("gradients", TURNED, setting)
             self.add("gradients", TILES_TURNED, setting)
+        self.stated("gradients_stated")
         gated = any(self.mechanism.inputs[name].role == "gate" for name in self._present())
         for recipe in ("no_decay", "slow_decay", "fast_decay") if gated else ():
             self.add("gradients", shapes.TILES, values=recipe)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnspec.spec.domains import domain
+from attnspec.spec.domains import drawn
 
 if TYPE_CHECKING:
     from attnspec.conformance.values import Draw
@@ -139,6 +139,17 @@ def _denormal(it: Draw) -> None:
         it.inputs[name] = DENORMAL[it.dtype] * it.inputs[name]
 
 
+def _short(it: Draw) -> None:
+    """Of queries and keys, along the tokens, every sixth vector zero and four of six about 1e-12 long, some below that
+    and some above: where lengths are normalized, the floor under them shows.
+    """
+    for name in it.of_role("query", "key"):
+        array = it.inputs[name]
+        if array.ndim >= 2:
+            size = np.resize([1.0, 3e-13, 0.0, 2e-13, 4e-13, 5e-14], array.shape[-2])
+            it.inputs[name] = array * size[:, None]
+
+
 def _heads_apart(it: Draw) -> None:
     """A huge dynamic range across heads: each value head, and each query head, has a magnitude of its own."""
     span = 5 if it.dtype == "fp16" else 30
@@ -225,7 +236,7 @@ def _absent_sink(it: Draw) -> None:
 def _gates(it: Draw, factor: float) -> None:
     """Move every gate towards (or away from) the value at which it changes nothing: 1 in [0, 1], else 0."""
     for name in it.of_role("gate"):
-        found = domain(it.mechanism.inputs[name])
+        found = drawn(it.mechanism.inputs[name])
         low, high = found.bounds(it.sizes) if found is not None else (None, None)
         if low is not None and high is not None:
             kept = np.clip(high - factor * (high - it.inputs[name]), low, high)
@@ -262,6 +273,7 @@ RECIPES: dict[str, Recipe] = {
     "positive": _positive,
     "tiny": _tiny,
     "denormal": _denormal,
+    "short": _short,
     "heads_apart": _heads_apart,
     "bias_inf": _bias_inf,
     "empty_rows": _empty_rows,

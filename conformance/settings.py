@@ -28,11 +28,15 @@ MATTERS = 1e-6
 
 @dataclass(frozen=True)
 class Setting:
-    """Option values and optional inputs beyond the usual ones. `names` are those that it stands for."""
+    """Option values, optional inputs beyond the usual ones, and usual ones that are `absent`.
+
+    `names` are those that it stands for.
+    """
 
     names: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
     def within(self, known: frozenset[str]) -> bool:
         """Whether it uses only these inputs and options."""
@@ -71,7 +75,7 @@ def option_values(decl: OptionDecl, level: str, turn: int = 0) -> list[Any]:
 
 @shapes.per_mechanism
 def alone(mechanism: Mechanism, level: str = "standard") -> tuple[Setting, ...]:
-    """One setting for every option value and every optional input that is not usual."""
+    """One setting for every option value, every optional input that is not usual, and the lack of those that are."""
     found: list[Setting] = []
     for name, decl in mechanism.inputs.items():
         if decl.optional and name not in mechanism.usual and not any(name in setting.inputs for setting in found):
@@ -81,6 +85,11 @@ def alone(mechanism: Mechanism, level: str = "standard") -> tuple[Setting, ...]:
     for name, option in mechanism.options.items():
         for value in option_values(option, level, _turn(mechanism, name)):
             setting = _for_option(mechanism, name, value)
+            if setting is not None:
+                found.append(setting)
+    for name in mechanism.usual:
+        if not any(name in setting.absent for setting in found):
+            setting = _without(mechanism, name)
             if setting is not None:
                 found.append(setting)
     return tuple(found)
@@ -102,6 +111,17 @@ def _for_input(mechanism: Mechanism, name: str) -> Setting | None:
                 extra = _with_lengths(mechanism, chosen)
                 ordered = tuple(entry for entry in mechanism.inputs if entry in (*chosen, *extra))
                 return Setting(ordered, {}, ordered)
+    return None
+
+
+def _without(mechanism: Mechanism, name: str) -> Setting | None:
+    """The fewest usual inputs that the constraints allow to lack together with this one."""
+    others = [other for other in mechanism.usual if other != name]
+    for count in range(len(others) + 1):
+        for more in itertools.combinations(others, count):
+            gone = tuple(entry for entry in mechanism.usual if entry in (name, *more))
+            if _allowed(mechanism, {}, (), gone):
+                return Setting(tuple(f"-{entry}" for entry in gone), absent=gone)
     return None
 
 
@@ -157,10 +177,12 @@ def _present(mechanism: Mechanism, inputs: Sequence[str]) -> tuple[str, ...]:
     return present_inputs(mechanism, inputs, {})
 
 
-def _allowed(mechanism: Mechanism, options: Mapping[str, Any], inputs: Sequence[str]) -> bool:
+def _allowed(
+    mechanism: Mechanism, options: Mapping[str, Any], inputs: Sequence[str], absent: Sequence[str] = ()
+) -> bool:
     from attnspec.conformance.case_id import present_inputs
 
-    return _probe_sizes(mechanism, options, present_inputs(mechanism, inputs, options)) is not None
+    return _probe_sizes(mechanism, options, present_inputs(mechanism, inputs, options, absent)) is not None
 
 
 def _probe_sizes(
@@ -247,4 +269,6 @@ def merged(mechanism: Mechanism, settings: Sequence[Setting]) -> Setting | None:
     if len(names) < len({setting.names for setting in settings}):
         return None
     inputs = tuple(name for name in mechanism.inputs if any(name in setting.inputs for setting in settings))
-    return Setting(names, options, inputs) if _allowed(mechanism, options, inputs) else None
+    absent = tuple(name for name in mechanism.usual if any(name in setting.absent for setting in settings))
+    allowed = not set(absent) & set(inputs) and _allowed(mechanism, options, inputs, absent)
+    return Setting(names, options, inputs, absent) if allowed else None

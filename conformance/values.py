@@ -17,7 +17,7 @@ import numpy as np
 
 from attnspec.conformance.recipes import RECIPES
 from attnspec.conformance.shapes import Roles
-from attnspec.spec.domains import domain
+from attnspec.spec import domains
 from attnspec.spec.language import InputDecl, SpecError, static_value
 from attnspec.spec.language.formats import round_to
 from attnspec.spec.mechanism import Mechanism
@@ -107,6 +107,9 @@ def draw(
     for name in present:
         it.inputs[name] = _by_role(it, mechanism.inputs[name])
     RECIPES[values](it)
+    for name in present:
+        if mechanism.inputs[name].drawn == domains.UNIT:
+            it.inputs[name] = domains.unit(it.inputs[name])
     return {name: rounded(value, dtype) for name, value in it.inputs.items()}
 
 
@@ -142,14 +145,14 @@ def _by_role(it: Draw, decl: InputDecl) -> Any:
     if decl.kind == "int":
         low, high = _bounds(it, decl)
         return rng.integers(low, max(low, high) + 1, shape)
-    found = domain(decl)
-    drawn = rng.standard_normal(shape)
-    return drawn if found is None else found.map(drawn, it.sizes)
+    found = domains.drawn(decl)
+    normal = rng.standard_normal(shape)
+    return normal if found is None else found.map(normal, it.sizes)
 
 
 def _bounds(it: Draw, decl: InputDecl) -> tuple[int, int]:
     """The smallest and largest integer of the input's domain; 0 and 1 without one."""
-    found = domain(decl)
+    found = domains.drawn(decl)
     return found.integers(it.sizes) if found is not None else (0, 1)
 
 

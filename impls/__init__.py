@@ -31,18 +31,22 @@ def find(name: str) -> Callable[..., Any]:
 
 def written(name: str) -> Iterator[tuple[str, bool]]:
     """Modules with a function of the mechanism's name, and whether it is differentiable. Nothing is imported."""
-    for module, functions, backward in _sources():
+    for module, functions in _sources():
         if name in functions:
-            yield module, backward
+            yield module, functions[name]
 
 
 @cache
-def _sources() -> tuple[tuple[str, frozenset[str], bool], ...]:
+def _sources() -> tuple[tuple[str, dict[str, bool]], ...]:
     found = []
     for path in sorted(Path(next(iter(__path__))).glob("*.py")):
         body = ast.parse(path.read_text(encoding="utf-8")).body
-        functions = frozenset(node.name for node in body if isinstance(node, ast.FunctionDef))
-        classes = [node for node in body if isinstance(node, ast.ClassDef)]
-        methods = {item.name for node in classes for item in node.body if isinstance(item, ast.FunctionDef)}
-        found.append((path.stem, functions, "backward" in methods))
+        functions = {node.name: not _refuses_gradients(node) for node in body if isinstance(node, ast.FunctionDef)}
+        found.append((path.stem, functions))
     return tuple(found)
+
+
+def _refuses_gradients(function: ast.FunctionDef) -> bool:
+    """Whether its `@candidate(...)` says `differentiable=False`."""
+    keywords = [word for call in function.decorator_list if isinstance(call, ast.Call) for word in call.keywords]
+    return any(word.arg == "differentiable" and ast.unparse(word.value) == "False" for word in keywords)

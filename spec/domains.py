@@ -1,5 +1,8 @@
 """Domains of inputs: `0 <= kv_length <= M`, `a <= 0`, `0 < beta < 1`, read once for drawing and for checking.
 
+`domain` is what a mechanism accepts, `drawn` where the suite's values lie: in a recurrence that diverges on legal data
+the file states what callers keep to.
+
 A domain is a chain of comparisons around the input's own name; anything else is prose for readers. Bounds are static
 expressions of the sizes. Used by `mechanism` (which refuses data outside) and by everything that draws inputs.
 """
@@ -74,9 +77,33 @@ class Domain:
                 raise EvaluationError(f"input '{name}' holds {array[beyond].flat[0]}, expected {self.text}{where}")
 
 
+UNIT = "unit"
+"""`drawn` of an input whose vectors have length 1 along its last axis."""
+
+
 def domain(decl: InputDecl) -> Domain | None:
     """The domain that a declaration states, or None where it states none or only describes it."""
-    match = re.fullmatch(f"{_LOW}{re.escape(decl.name)}{_HIGH}", decl.domain)
+    return _read(decl.name, decl.domain)
+
+
+def drawn(decl: InputDecl) -> Domain | None:
+    """Where drawn values of an input lie: what the declaration says that callers give, else its domain."""
+    return _read(decl.name, decl.drawn) or domain(decl)
+
+
+def readable(name: str, text: str) -> bool:
+    """Whether a declaration of this name may have this text as its `drawn`."""
+    return text == UNIT or _read(name, text) is not None
+
+
+def unit(array: Array) -> Array:
+    """Vectors of length 1 along the last axis; zeros stay."""
+    length = np.sqrt((array * array).sum(axis=-1, keepdims=True))
+    return np.asarray(array / np.where(length > 0, length, 1.0))
+
+
+def _read(name: str, text: str) -> Domain | None:
+    match = re.fullmatch(f"{_LOW}{re.escape(name)}{_HIGH}", text)
     if match is None or not (match["low"] or match["high"]):
         return None
     low, high, op = match["low"], match["high"], match["op"] or ""
@@ -86,7 +113,7 @@ def domain(decl: InputDecl) -> Domain | None:
             return None
         low, high, open_low, open_high = high, None, op == ">", False
     return Domain(
-        decl.domain, read_expression(low) if low else None, read_expression(high) if high else None, open_low, open_high
+        text, read_expression(low) if low else None, read_expression(high) if high else None, open_low, open_high
     )
 
 

@@ -35,7 +35,7 @@ from attnspec.spec.language import (
     static_value,
 )
 from attnspec.spec.language.syntax import Node
-from attnspec.spec.mechanism_file import Constraint, Rounding, parts
+from attnspec.spec.mechanism_file import Constraint, Rounding, StatedCase, parts
 
 ROOT = Path(__file__).parent / "mechanisms"
 
@@ -53,6 +53,7 @@ class Mechanism:
     gradient: Program | None
     gradient_of: Mapping[str, str]
     forms: Mapping[str, Program]
+    form_gradients: Mapping[str, Program]
     roundings: Mapping[str, Rounding]
     default_rounding: str
     constraints: tuple[Constraint, ...]
@@ -63,7 +64,8 @@ class Mechanism:
     identities: tuple[Mapping[str, Any], ...]
     claims: tuple[Mapping[str, Any], ...]
     evidence: tuple[Mapping[str, Any], ...]
-    equivalent_mutants: tuple[Mapping[str, Any], ...]
+    equivalent_mutants: Mapping[str, str]
+    cases: tuple[StatedCase, ...]
     cost: Mapping[str, str]
     path: Path
 
@@ -184,6 +186,7 @@ class Mechanism:
         rows: Mapping[str, Sequence[int]] | None = None,
         method: str = "equations",
         arithmetic: Arithmetic = EXACT,
+        form: str | None = None,
     ) -> dict[str, Any]:
         """Vector-Jacobian product: gradients of `sum_o <cotangent_o, output_o>`.
 
@@ -192,6 +195,7 @@ class Mechanism:
             wrt: input names; all differentiable inputs that are given by default.
             method: "equations" evaluates the file's backward equations, "autograd" differentiates the forward
                 equations with torch float64.
+            form: with the definitions that this form states for the gradients; the equations' own by default.
 
         Returns:
             Gradients by input name, each of the input's shape.
@@ -205,7 +209,7 @@ class Mechanism:
         if self.gradient is None:
             raise SpecError("this mechanism states no backward equations; use method='autograd'", file=self.name)
         sizes, resolved = self.resolve(inputs, options)
-        program, arguments, outputs = self.gradient_call(inputs, cotangents, names)
+        program, arguments, outputs = self.gradient_call(inputs, cotangents, names, form)
         for name, decl in program.declarations.inputs.items():
             if decl.role == "cotangent" and not decl.optional and name not in arguments:
                 axes = (*decl.batch, *decl.axes)
@@ -215,14 +219,18 @@ class Mechanism:
         return {self.gradient_of[out]: self.collapse(self.gradient_of[out], got[out], inputs) for out in outputs}
 
     def gradient_call(
-        self, inputs: Mapping[str, Any], cotangents: Mapping[str, Any], wrt: Sequence[str]
+        self, inputs: Mapping[str, Any], cotangents: Mapping[str, Any], wrt: Sequence[str], form: str | None = None
     ) -> tuple[Program, dict[str, Any], list[str]]:
-        """The gradient program with its arguments and the definitions that hold the gradients of `wrt`."""
+        """The gradient program (of a form, where that states one) with its arguments and the definitions that hold the
+        gradients of `wrt`.
+        """
         if self.gradient is None:
             raise SpecError("this mechanism states no backward equations", file=self.name)
+        if form is not None:
+            self._form(form)
         arguments = dict(inputs) | {f"d{name}": value for name, value in cotangents.items()}
         outputs = [out for out, source in self.gradient_of.items() if source in wrt]
-        return self.gradient, arguments, outputs
+        return self.form_gradients.get(form or "", self.gradient), arguments, outputs
 
     def collapse(self, name: str, gradient: Any, inputs: Mapping[str, Any]) -> Any:
         """Sum a full gradient `[..., *batch, *axes]` over the axes along which input `name` was broadcast."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from attnspec.spec import domains
 from attnspec.spec.language import (
     Declarations,
     InputDecl,
@@ -51,6 +53,20 @@ class Constraint:
     message: str
 
 
+@dataclass(frozen=True)
+class StatedCase:
+    """A case that the file asks for beside the general plan's: at these sizes, options and inputs a known slip shows.
+
+    Sizes are by the size's name; what they leave open is filled in as for any case. `values` names a recipe.
+    """
+
+    reason: str
+    sizes: Mapping[str, int]
+    options: Mapping[str, Any]
+    inputs: tuple[str, ...]
+    values: str
+
+
 @functools.cache
 def _validator() -> Any:
     import jsonschema
@@ -85,7 +101,7 @@ def parts(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
         name: SizeDecl(name, entry.get("min", 0), expression(entry["value"]) if "value" in entry else None)
         for name, entry in raw["sizes"].items()
     }
-    inputs = {name: _input(name, entry) for name, entry in raw["inputs"].items()}
+    inputs = {name: _input(name, entry, file) for name, entry in raw["inputs"].items()}
     options = {name: _option(name, entry, expression) for name, entry in raw.get("options", {}).items()}
     outputs = {
         name: OutputDecl(name, tuple(entry["axes"]), entry.get("doc", "")) for name, entry in raw["outputs"].items()
@@ -106,6 +122,11 @@ def parts(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
         form["name"]: read(form["text"], declarations, macros=macros, file=f"{file} [form {form['name']}]")
         for form in raw.get("form", [])
     }
+    form_gradients = {
+        form["name"]: _gradient(raw, declarations, macros, f"{file} [form {form['name']}]", form["gradient"])[0]
+        for form in raw.get("form", [])
+        if "gradient" in form
+    }
     roundings, default = _roundings(raw, program, gradient, forms, file)
     return {
         "name": raw["name"],
@@ -117,6 +138,7 @@ def parts(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "gradient": gradient,
         "gradient_of": gradient_of,
         "forms": forms,
+        "form_gradients": form_gradients,
         "roundings": roundings,
         "default_rounding": default,
         "constraints": tuple(Constraint(expression(c["rule"]), c["message"]) for c in raw.get("constraint", [])),
@@ -129,13 +151,14 @@ def parts(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "identities": tuple(raw.get("identity", [])),
         "claims": tuple(raw.get("claim", [])),
         "evidence": tuple(raw.get("evidence", [])),
-        "equivalent_mutants": tuple(raw.get("equivalent_mutant", [])),
+        "equivalent_mutants": _equivalents(raw, file),
+        "cases": tuple(_case(entry, sizes, options, inputs, file) for entry in raw.get("case", [])),
         "cost": raw.get("cost", {}),
     }
 
 
-def _input(name: str, entry: Mapping[str, Any]) -> InputDecl:
-    return InputDecl(
+def _input(name: str, entry: Mapping[str, Any], file: str) -> InputDecl:
+    decl = InputDecl(
         name,
         tuple(entry["axes"]),
         batch=tuple(entry.get("batch", ())),
@@ -145,8 +168,13 @@ def _input(name: str, entry: Mapping[str, Any]) -> InputDecl:
         broadcast=tuple(entry.get("broadcast", ())),
         differentiable=entry.get("differentiable", False),
         domain=entry.get("domain", "normal"),
+        drawn=entry.get("drawn", ""),
         doc=entry.get("doc", ""),
     )
+    if decl.drawn and not domains.readable(name, decl.drawn):
+        expected = f"'{domains.UNIT}' or bounds such as '0 <= {name} <= 1'"
+        raise SpecError(f"inputs.{name}.drawn is {decl.drawn!r}, expected {expected}", file=file)
+    return decl
 
 
 def _option(name: str, entry: Mapping[str, Any], expression: Any) -> OptionDecl:
@@ -178,10 +206,15 @@ def _check_axes(declarations: Declarations, file: str) -> None:
 
 
 def _gradient(
-    raw: Mapping[str, Any], declarations: Declarations, macros: str, file: str
+    raw: Mapping[str, Any], declarations: Declarations, macros: str, file: str, instead: str = ""
 ) -> tuple[Program | None, Mapping[str, str]]:
-    """Forward and backward equations as one program whose inputs include the cotangents `d<output>`."""
+    """Forward and backward equations as one program whose inputs include the cotangents `d<output>`.
+
+    `instead` holds definitions that replace those of the same name, and what these need beside them.
+    """
     if "gradient" not in raw:
+        if instead:
+            raise SpecError("it states gradients, and the file has no [gradient]", file=file)
         return None, {}
     cotangents = {
         f"d{name}": InputDecl(f"d{name}", out.axes, batch=declarations.batch, role="cotangent", optional=number > 0)
@@ -195,8 +228,25 @@ def _gradient(
             )
     outputs = {out: OutputDecl(out, declarations.inputs[source].axes) for out, source in gradient_of.items()}
     extended = dataclasses.replace(declarations, inputs={**declarations.inputs, **cotangents}, outputs=outputs)
-    text = raw["equations"]["text"].rstrip("\n") + "\n" + raw["gradient"]["text"]
+    stated = raw["gradient"]["text"]
+    if instead:
+        names = set(_LEFT.findall(instead))
+        if not names & set(_LEFT.findall(stated)):
+            raise SpecError("its gradient defines nothing that [gradient] defines", file=file)
+        stated = "".join(line for name, line in _statements(stated) if name not in names) + instead
+    text = raw["equations"]["text"].rstrip("\n") + "\n" + stated
     return read(text, extended, macros=macros, file=file), gradient_of
+
+
+_LEFT = re.compile(r"^([A-Za-z]\w*)(?=\s*(?:\[[^\]]*\])?\s*=[^=])", re.MULTILINE)
+"""The name that a statement defines: statements begin at the left margin."""
+
+
+def _statements(text: str) -> list[tuple[str, str]]:
+    """The statements of equations, each with the name that it defines and the comments and lines that follow it."""
+    starts = list(_LEFT.finditer(text))
+    ends = [found.start() for found in starts[1:]] + [len(text)]
+    return [(found.group(1), text[found.start() : end].rstrip("\n") + "\n") for found, end in zip(starts, ends)]
 
 
 def _probe(
@@ -207,6 +257,39 @@ def _probe(
         if name not in inputs or inputs[name].kind != "real":
             raise SpecError(f"probe names {name!r}, which is no real input", file=file)
     return {name: expression(text) for name, text in raw.get("probe", {}).items()}
+
+
+def _equivalents(raw: Mapping[str, Any], file: str) -> dict[str, str]:
+    """Reason by id of the mutants that are said to be no change."""
+    found: dict[str, str] = {}
+    for entry in raw.get("equivalent_mutant", []):
+        for name in entry.get("ids", [entry.get("id")]):
+            if name in found:
+                raise SpecError(f"equivalent_mutant names {name!r} twice", file=file)
+            found[name] = entry["reason"]
+    return found
+
+
+def _case(
+    entry: Mapping[str, Any], sizes: Mapping[str, Any], options: Mapping[str, Any], inputs: Mapping[str, InputDecl],
+    file: str,
+) -> StatedCase:  # fmt: skip
+    for what, given, known in (
+        ("sizes", entry.get("sizes", {}), sizes),
+        ("options", entry.get("options", {}), options),
+        ("inputs", entry.get("inputs", ()), inputs),
+    ):
+        stray = [name for name in given if name not in known]
+        if stray:
+            raise SpecError(f"case.{what} names {stray[0]!r}; declared: {', '.join(known) or 'none'}", file=file)
+    chosen = {
+        name: None if value == "null" and options[name].nullable else value
+        for name, value in entry.get("options", {}).items()
+    }
+    return StatedCase(
+        entry["reason"], dict(entry.get("sizes", {})), chosen, tuple(entry.get("inputs", ())),
+        entry.get("values", "normal"),
+    )  # fmt: skip
 
 
 def _roundings(

@@ -34,13 +34,17 @@ def _exact(given: Named) -> Named:
 
 
 def gap(got: Any, want: Any) -> float:
-    """The largest difference relative to 1 + |want|; infinity where one is not finite and the other differs."""
+    """The largest difference relative to 1 + |want|; infinity where one is not finite and the other differs.
+
+    NaN differs from everything but NaN.
+    """
     got, want = got.detach().double().numpy(), np.asarray(want, dtype=float)
     assert got.shape == want.shape, f"shape {got.shape}, expected {want.shape}"
     finite = np.isfinite(want)
     with np.errstate(invalid="ignore"):
         apart = np.where(got == want, 0.0, np.abs(got - want) / (1.0 + np.abs(want)))
-    apart = np.where(finite & np.isfinite(got) | (got == want), apart, np.inf)
+    apart = np.where(np.isnan(got) & np.isnan(want), 0.0, apart)
+    apart = np.where(finite & np.isfinite(got) | (apart == 0.0), apart, np.inf)
     return float(apart.max(initial=0.0))
 
 

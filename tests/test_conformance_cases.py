@@ -6,6 +6,7 @@ import dataclasses
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from attnspec.conformance import cases as module
@@ -16,7 +17,8 @@ from attnspec.conformance.data import build
 from attnspec.conformance.settings import alone, pairs
 from attnspec.conformance.types import CandidateSignature, Case
 from attnspec.spec import load
-from attnspec.spec.mechanism import Mechanism
+from attnspec.spec.language import SpecError
+from attnspec.spec.mechanism import Mechanism, mechanisms
 
 SDPA = {"Q", "K", "V", "bias", "mask", "causal", "scale"}
 
@@ -226,6 +228,81 @@ def test_a_mechanism_that_nobody_prepared_for_gets_cases(tmp_path: Path) -> None
     assert {case.sizes["T"] for case in posed} >= {0, 1, 131}
 
 
+STATED = """
+[[case]]
+reason = "a window that is wider than the sequence"
+sizes = { T = 4 }
+options = { width = 7 }
+values = "large"
+"""
+
+
+def stated(tmp_path: Path, text: str) -> Mechanism:
+    path = tmp_path / "neighbour_mean.toml"
+    path.write_text(textwrap.dedent(OTHER) + text, encoding="utf-8")
+    return load(path)
+
+
+def test_a_case_that_the_file_states_is_posed_from_standard_on(tmp_path: Path) -> None:
+    other = stated(tmp_path, STATED)
+    assert not [case for case in cases_for(other, "smoke") if case.group == "stated"]
+    (case,) = [case for case in cases_for(other, "standard") if case.group == "stated"]
+    assert (case.sizes["T"], case.options, case.values) == (4, {"width": 7}, "large")
+    assert parse(case.id, other) == case
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("T = 4", "Y = 4", "case.sizes names 'Y'; declared: B, T, E"),
+        ("width", "with", "case.options names 'with'; declared: width"),
+        ('values = "large"', 'inputs = ["Z"]', "case.inputs names 'Z'; declared: X"),
+        ("T = 4", "T = -1", "-1 is less than the minimum of 0"),
+    ],
+)
+def test_a_stated_case_of_what_is_not_declared_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        stated(tmp_path, STATED.replace(old, new))
+
+
+def drawing(tmp_path: Path, drawn: str) -> Mechanism:
+    path = tmp_path / "neighbour_mean.toml"
+    role = 'role = "value"'
+    path.write_text(textwrap.dedent(OTHER).replace(role, f'{role}\ndrawn = "{drawn}"'), encoding="utf-8")
+    return load(path)
+
+
+@pytest.mark.parametrize("drawn", ["0 <= X <= 0.25", "unit"])
+def test_values_keep_to_what_callers_give(tmp_path: Path, drawn: str) -> None:
+    other = drawing(tmp_path, drawn)
+    cases = [case for case in cases_for(other, "standard") if case.group == "shapes"]
+    assert len(cases) > 10
+    for case in cases:
+        X = build(case, mechanism=other).inputs["X"]
+        if drawn == "unit":
+            assert np.allclose((X * X).sum(-1), 1, rtol=0, atol=1e-6)
+        else:
+            assert (X >= 0).all() and (X <= 0.25).all()
+
+
+def test_a_way_to_draw_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"X\.drawn is 'small', expected 'unit' or bounds such as '0 <= X <= 1'"):
+        drawing(tmp_path, "small")
+
+
+@pytest.mark.parametrize("name", [name for name in mechanisms() if load(name).cases])
+def test_every_stated_case_arises(name: str) -> None:
+    mechanism = load(name)
+    posed = [case for case in cases_for(mechanism, "standard") if case.group == "stated"]
+    assert len(posed) == len(mechanism.cases)
+    for entry in mechanism.cases:
+        assert any(
+            dict(case.options) == dict(entry.options) and set(entry.inputs) <= set(case.inputs)
+            and case.values == entry.values and dict(entry.sizes).items() <= dict(case.sizes).items()
+            for case in posed
+        ), entry.reason  # fmt: skip
+
+
 def test_the_door_of_the_room_has_what_others_import() -> None:
     assert {"build", "case_from_id", "cases_for", "renamed", "CaseError"} == set(module.__all__)
 
@@ -240,6 +317,17 @@ def test_tokens_that_stand_left_of_other_axes_are_found_by_their_index() -> None
 def test_constraints_on_heads_and_channels_leave_cases_over(name: str) -> None:
     mechanism = load(name)
     assert len(shapes.families(mechanism, "standard", [*mechanism.inputs])) > 15
+
+
+def test_a_usual_input_is_also_left_out() -> None:
+    mechanism = load("urpe_attention")
+    bare = [case for case in cases_for(mechanism) if "-gam" in case.id]
+    assert "options" in {case.group for case in bare}
+    for case in bare:
+        assert parse(case.id) == case and "gam" not in build(case).inputs
+        assert renamed(case) == case
+    with pytest.raises(CaseError, match="'bta' is no usual input; usual: gam"):
+        parse(bare[0].id.replace("-gam", "-bta"))
 
 
 @pytest.mark.parametrize("option", ["gate_mean", "gsf", "alpha"])

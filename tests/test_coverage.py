@@ -53,9 +53,9 @@ def test_an_implementation_is_a_function_of_the_mechanisms_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "softmax.py").write_text(
-        "class Function:\n    def backward(ctx): ...\ndef one(q): ...\nclass Other:\n    def three(self): ...\n"
+        "@candidate(mechanism='one', outputs=('O',))\ndef one(q): ...\nclass Other:\n    def three(self): ...\n"
     )
-    (tmp_path / "linear.py").write_text("def two(q): ...\n")
+    (tmp_path / "linear.py").write_text("@candidate(mechanism='two', differentiable=False)\ndef two(q): ...\n")
     monkeypatch.setattr(impls, "__path__", [str(tmp_path)])
     impls._sources.cache_clear()
     assert dict(impls.written("one")) == {"softmax": True}

@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported anywhere
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ pytest.importorskip("triton")
 from attnspec.conformance.types import Unsupported  # noqa: E402
 from attnspec.impls.biformer import biformer_bra  # noqa: E402
 from attnspec.impls.engines.biformer_launch import INTERPRETED  # noqa: E402
-from attnspec.tests.kernel_checks import compare  # noqa: E402
+from attnspec.tests.kernel_calls import agrees, strided  # noqa: E402
 
 NAME = "biformer_bra"
+compare = partial(agrees, NAME, biformer_bra, layout=strided, gradients=False)
 
 
 def inputs(Y: int = 7, X: int = 5, side: int = 0, B: int = 1, H: int = 2, D: int = 6, E: int = 3) -> dict[str, Any]:
@@ -33,27 +35,27 @@ def inputs(Y: int = 7, X: int = 5, side: int = 0, B: int = 1, H: int = 2, D: int
 @pytest.mark.parametrize("padding", ["masked", "zeros"])
 def test_output_equals_the_equations(config: Any, padding: str) -> None:
     options = {"n_win": 2, "topk": 2, "padding": padding}
-    compare(NAME, biformer_bra, inputs(9, 8, H=1), options, config=config)
+    compare(inputs(9, 8, H=1), options, config=config)
 
 
 def test_soft_routing_and_local_enhancement() -> None:
-    compare(NAME, biformer_bra, inputs(side=3), {"n_win": 2, "topk": 3, "soft_routing": True, "scale": 0.6})
-    compare(NAME, biformer_bra, inputs(side=3, H=1), {"n_win": 2, "soft_routing": True, "padding": "zeros"})
+    compare(inputs(side=3), {"n_win": 2, "topk": 3, "soft_routing": True, "scale": 0.6})
+    compare(inputs(side=3, H=1), {"n_win": 2, "soft_routing": True, "padding": "zeros"})
 
 
 @pytest.mark.parametrize(("Y", "X", "n_win", "topk"), [(1, 1, 7, 4), (2, 3, 9, 1), (3, 1, 1, 1), (4, 4, 2, 99)])
 def test_small_maps_and_any_number_of_regions(Y: int, X: int, n_win: int, topk: int) -> None:
-    compare(NAME, biformer_bra, inputs(Y, X), {"n_win": n_win, "topk": topk})
+    compare(inputs(Y, X), {"n_win": n_win, "topk": topk})
 
 
 def test_an_empty_batch() -> None:
-    compare(NAME, biformer_bra, inputs(B=0), {})
+    compare(inputs(B=0), {})
 
 
 def test_equal_scores_keep_the_lower_region() -> None:
     x = inputs(6, 6, H=1)
     x["K"][:] = 0.25
-    compare(NAME, biformer_bra, x, {"n_win": 3, "topk": 2})
+    compare(x, {"n_win": 3, "topk": 2})
 
 
 def test_another_choice_is_noticed() -> None:
@@ -63,14 +65,14 @@ def test_another_choice_is_noticed() -> None:
         return biformer_bra(topk=topk + 1, **rest)
 
     with pytest.raises(AssertionError):
-        compare(NAME, more, inputs(), {"n_win": 2, "topk": 2})
+        agrees(NAME, more, inputs(), {"n_win": 2, "topk": 2}, gradients=False)
 
 
 def test_regions_that_are_not_kept_cannot_leak() -> None:
     x = inputs(6, 6, H=1)
     x["K"][:, :, :2, :2] = -9 * np.sign(x["Q"].mean((2, 3)))[:, :, None, None]
     x["V"][:, :, :2, :2] = np.nan
-    compare(NAME, biformer_bra, x, {"n_win": 3, "topk": 1})
+    compare(x, {"n_win": 3, "topk": 1})
 
 
 @pytest.mark.parametrize("wrong", [

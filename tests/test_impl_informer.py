@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported anywhere
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ pytest.importorskip("triton")
 from attnspec.conformance.types import Unsupported  # noqa: E402
 from attnspec.impls.engines.informer_launch import INTERPRETED  # noqa: E402
 from attnspec.impls.informer import informer_probsparse  # noqa: E402
-from attnspec.tests.kernel_checks import compare  # noqa: E402
+from attnspec.tests.kernel_calls import agrees, strided  # noqa: E402
 
 NAME = "informer_probsparse"
+compare = partial(agrees, NAME, informer_probsparse, layout=strided, gradients=False)
 
 
 def inputs(N: int = 40, M: int = 40, B: int = 1, H: int = 2, D: int = 6, E: int = 5, U: int = 4) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def inputs(N: int = 40, M: int = 40, B: int = 1, H: int = 2, D: int = 6, E: int 
 @pytest.mark.parametrize("config", INTERPRETED, ids=str)
 @pytest.mark.parametrize("causal", [False, True])
 def test_output_equals_the_equations(config: Any, causal: bool) -> None:
-    compare(NAME, informer_probsparse, inputs(), {"causal": causal, "active": 20}, config=config)
+    compare(inputs(), {"causal": causal, "active": 20}, config=config)
 
 
 @pytest.mark.parametrize("options", [
@@ -39,26 +41,26 @@ def test_output_equals_the_equations(config: Any, causal: bool) -> None:
     {"active": 99},
 ], ids=str)  # fmt: skip
 def test_every_option(options: dict[str, Any]) -> None:
-    compare(NAME, informer_probsparse, inputs(M=70), options)
-    compare(NAME, informer_probsparse, inputs(), options | {"causal": True})
+    compare(inputs(M=70), options)
+    compare(inputs(), options | {"causal": True})
 
 
 @pytest.mark.parametrize(("N", "M", "U"), [(0, 3, 1), (1, 1, 1), (1, 5, 3), (33, 1, 2), (2, 65, 1)])
 def test_small_and_empty_sizes(N: int, M: int, U: int) -> None:
-    compare(NAME, informer_probsparse, inputs(N, M, U=U), {})
-    compare(NAME, informer_probsparse, inputs(N, M, U=U), {"active": 1})
+    compare(inputs(N, M, U=U), {})
+    compare(inputs(N, M, U=U), {"active": 1})
 
 
 def test_an_empty_batch_and_an_empty_causal_call() -> None:
-    compare(NAME, informer_probsparse, inputs(B=0), {})
-    compare(NAME, informer_probsparse, inputs(B=0), {"causal": True})
+    compare(inputs(B=0), {})
+    compare(inputs(B=0), {"causal": True})
 
 
 def test_equal_measures_choose_the_earlier_query() -> None:
     x = inputs()
     x["K"][:] = 0.5
     x["Q"][:] = x["Q"][:, :, :1]
-    compare(NAME, informer_probsparse, x | {"V": inputs()["V"]}, {"active": 3, "causal": True})
+    compare(x | {"V": inputs()["V"]}, {"active": 3, "causal": True})
 
 
 def test_another_choice_is_noticed() -> None:
@@ -68,7 +70,7 @@ def test_another_choice_is_noticed() -> None:
         return informer_probsparse(active=active + 1, **rest)
 
     with pytest.raises(AssertionError):
-        compare(NAME, more, inputs(), {"active": 5})
+        agrees(NAME, more, inputs(), {"active": 5}, gradients=False)
 
 
 @pytest.mark.parametrize("active", [0, 3, 99])
@@ -76,7 +78,7 @@ def test_later_values_cannot_leak(active: int) -> None:
     x = inputs()
     x["V"][:, :, 27] = np.nan
     x["V"][:, :, 35] = np.inf
-    compare(NAME, informer_probsparse, x, {"causal": True, "active": active})
+    compare(x, {"causal": True, "active": active})
 
 
 @pytest.mark.parametrize("wrong", [

@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 from attnspec.conformance.types import Unsupported  # noqa: E402
 from attnspec.impls.engines.landmark_launch import INTERPRETED  # noqa: E402
 from attnspec.impls.landmark import landmark_attention  # noqa: E402
-from attnspec.tests.kernel_checks import compare  # noqa: E402
+from attnspec.tests.kernel_calls import agrees, strided  # noqa: E402
 
 NAME = "landmark_attention"
 WRT = ("Q", "K", "V")
@@ -36,28 +36,28 @@ def inputs(N: int = 37, M: int = 37, B: int = 2, H: int = 2, D: int = 6, E: int 
 
 @pytest.mark.parametrize("config", INTERPRETED, ids=str)
 def test_outputs_and_gradients_equal_the_equations(config: Any) -> None:
-    compare(NAME, landmark_attention, inputs(H=1), {}, wrt=WRT, config=config)
+    agrees(NAME, landmark_attention, inputs(H=1), {}, config=config, layout=strided)
 
 
 @pytest.mark.parametrize("select", ["token_and_head", "over_heads", "over_tokens"])
 def test_retrieval_of_cached_blocks(select: str) -> None:
-    compare(NAME, landmark_attention, inputs(3), {"topk": 2, "select": select}, wrt=WRT)
+    agrees(NAME, landmark_attention, inputs(3), {"topk": 2, "select": select}, layout=strided)
 
 
 @pytest.mark.parametrize("topk", [0, 1, 9])
 def test_any_number_of_blocks_is_fetched(topk: int) -> None:
-    compare(NAME, landmark_attention, inputs(4, H=1), {"topk": topk, "scale": -0.7})
+    agrees(NAME, landmark_attention, inputs(4, H=1), {"topk": topk, "scale": -0.7}, layout=strided, gradients=False)
 
 
 def test_equal_ratings_fetch_the_earlier_block() -> None:
     x = inputs(2, H=1)
     x["K"][:, :, x["landmark"][0]] = 0.5
-    compare(NAME, landmark_attention, x, {"topk": 2})
+    agrees(NAME, landmark_attention, x, {"topk": 2}, layout=strided, gradients=False)
 
 
 @pytest.mark.parametrize(("N", "M"), [(0, 0), (0, 5), (5, 0), (1, 1), (9, 4), (1, 37)])
 def test_small_and_empty_sizes(N: int, M: int) -> None:
-    compare(NAME, landmark_attention, inputs(N, M, H=1), {}, wrt=WRT)
+    agrees(NAME, landmark_attention, inputs(N, M, H=1), {}, layout=strided)
 
 
 def test_a_moved_landmark_is_noticed() -> None:
@@ -67,7 +67,7 @@ def test_a_moved_landmark_is_noticed() -> None:
         return landmark_attention(landmark=landmark.roll(1, 1), **rest)
 
     with pytest.raises(AssertionError):
-        compare(NAME, later, inputs(), {})
+        agrees(NAME, later, inputs(), {}, layout=strided, gradients=False)
 
 
 def test_what_a_query_does_not_see_cannot_leak() -> None:
@@ -75,11 +75,11 @@ def test_what_a_query_does_not_see_cannot_leak() -> None:
     x = inputs(B=1, H=1)
     x["V"][:, :, x["landmark"][0]] = np.nan
     x["V"][:, :, 33] = x["K"][:, :, 34] = np.nan
-    compare(NAME, landmark_attention, x, {})
+    agrees(NAME, landmark_attention, x, {}, layout=strided, gradients=False)
     x = inputs(2, B=1, H=1)
     x["V"][:, :, 12:30] = x["K"][:, :, 12:30] = np.nan
     x["K"][:, :, 30] = -9 * x["Q"][:, :, :2].mean(2)
-    compare(NAME, landmark_attention, x, {"topk": 2})
+    agrees(NAME, landmark_attention, x, {"topk": 2}, layout=strided, gradients=False)
 
 
 @pytest.mark.parametrize(("name", "at"), [("K", 34), ("V", 34), ("Q", 20)])

@@ -20,7 +20,7 @@ from attnspec.conformance.types import Unsupported  # noqa: E402
 from attnspec.impls.engines import neighborhood_launch  # noqa: E402
 from attnspec.impls.engines.neighborhood_launch import INTERPRETED, box  # noqa: E402
 from attnspec.impls.neighborhood import fused_neighborhood_attention  # noqa: E402
-from attnspec.tests.kernel_checks import compare  # noqa: E402
+from attnspec.tests.kernel_calls import agrees, strided  # noqa: E402
 
 NAME = "fused_neighborhood_attention"
 CASES: dict[str, dict[str, Any]] = {
@@ -43,20 +43,20 @@ def inputs(N: int = 40, X: int | None = None, D: int = 6, E: int = 5, H: int = 2
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_and_gradients_equal_the_equations(case: str) -> None:
     x = inputs(X=3 if "map" in case else None)
-    compare(NAME, fused_neighborhood_attention, x, CASES[case], wrt=list(x))
+    agrees(NAME, fused_neighborhood_attention, x, CASES[case], layout=strided)
 
 
 @pytest.mark.parametrize("config", INTERPRETED, ids=str)
 def test_every_tile_configuration(config: Any) -> None:
     x = inputs(70, X=20, H=1)
     options = {"rows": 7, "window_y": 4, "window_x": 3}
-    compare(NAME, fused_neighborhood_attention, x, options, wrt=list(x), config=config)
+    agrees(NAME, fused_neighborhood_attention, x, options, config=config, layout=strided)
 
 
 @pytest.mark.parametrize(("N", "X"), [(0, None), (0, 2), (1, 0), (1, 2), (33, 0)])
 def test_small_and_empty_sizes(N: int, X: int | None) -> None:
     x = inputs(N, X)
-    compare(NAME, fused_neighborhood_attention, x, {}, wrt=list(x))
+    agrees(NAME, fused_neighborhood_attention, x, {}, layout=strided)
 
 
 def test_a_wrong_window_is_noticed() -> None:
@@ -66,7 +66,7 @@ def test_a_wrong_window_is_noticed() -> None:
         return fused_neighborhood_attention(window_x=window_x + 1, **rest)
 
     with pytest.raises(AssertionError):
-        compare(NAME, wider, inputs(), {"window_x": 7})
+        agrees(NAME, wider, inputs(), {"window_x": 7}, layout=strided, gradients=False)
 
 
 def test_what_a_query_does_not_see_cannot_leak() -> None:
@@ -74,7 +74,7 @@ def test_what_a_query_does_not_see_cannot_leak() -> None:
     x = inputs(30)
     for name in ("K", "V"):
         x[name][0, 0, 11] = np.nan
-    compare(NAME, fused_neighborhood_attention, x, {"window_x": 5})
+    agrees(NAME, fused_neighborhood_attention, x, {"window_x": 5}, layout=strided, gradients=False)
     given = {name: torch.tensor(value, dtype=torch.float32) for name, value in inputs(30).items()}
     given["Q"][0, 1, 20] = torch.nan
     for tensor in given.values():
@@ -94,7 +94,7 @@ def test_what_a_query_does_not_see_cannot_leak() -> None:
 def test_extra_keys_gradients_add_up_over_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighborhood_launch, "SPLIT_QUERIES", 16)
     x = inputs(40, X=3)
-    compare(NAME, fused_neighborhood_attention, x, {"window_x": 3}, wrt=list(x))
+    agrees(NAME, fused_neighborhood_attention, x, {"window_x": 3}, layout=strided)
 
 
 @pytest.mark.parametrize("wrong", [

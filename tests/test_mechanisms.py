@@ -102,6 +102,16 @@ def test_a_form_equals_the_equations(name: str, form: str) -> None:
         compare(mechanism.evaluate(inputs, options, form=form), mechanism.evaluate(inputs, options))
 
 
+@pytest.mark.parametrize(("name", "form"), [(name, form) for name, form in FORMS if form in load(name).form_gradients])
+def test_the_gradients_of_a_form_equal_those_of_the_equations(name: str, form: str) -> None:
+    mechanism = load(name)
+    for seed in range(CALLS):
+        inputs, options = random_call(mechanism, seed)
+        weights = cotangents(mechanism, mechanism.evaluate(inputs, options), seed)
+        want = mechanism.gradients(inputs, options, weights)
+        compare(mechanism.gradients(inputs, options, weights, form=form), want, 1e-10)
+
+
 @pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case.mechanism}-{case.name}")
 def test_official_numbers_come_out(case: Case) -> None:
     mechanism = load(case.mechanism)

@@ -67,7 +67,7 @@ def test_a_mutant_that_no_case_reaches_is_an_error(suite: Suite, forward: list[C
     assert (found.status, found.message) == ("error", "takes part in no case")
 
 
-def test_a_mutant_that_cannot_be_evaluated_is_an_error_and_no_kill(suite: Suite, forward: list[Case]) -> None:
+def test_a_mutant_that_can_be_evaluated_nowhere_is_invalid_and_no_kill(suite: Suite, forward: list[Case]) -> None:
     case = causal_case(forward)
     original = mutant("past:comparison-flipped:1")
     arena = Arena(suite, "forward", [case])
@@ -79,7 +79,24 @@ def test_a_mutant_that_cannot_be_evaluated_is_an_error_and_no_kill(suite: Suite,
 
     arena.compute = fails  # type: ignore[method-assign,assignment]
     found = arena.run(original)
-    assert found.status == "error" and "cannot be evaluated in any case" in found.message
+    assert (found.status, found.reached, found.raised) == ("invalid", 1, 1) and "made up" in found.message
+
+
+def test_a_mutant_that_fails_on_a_legal_call_is_killed_by_it(suite: Suite, forward: list[Case]) -> None:
+    right, wrong = [case for case in forward if case.options.get("causal") and case.group == "options"][:2]
+    arena = Arena(suite, "forward", [right, wrong])
+    compute = arena.compute
+
+    def fails(case: Case, program: object = None) -> object:
+        from attnspec.spec.language import EvaluationError
+
+        if case is wrong and program is not None:
+            raise EvaluationError("made up")
+        return compute(case)  # the original's values
+
+    arena.compute = fails  # type: ignore[method-assign,assignment]
+    found = arena.run(mutant("past:comparison-flipped:1"))
+    assert (found.status, found.case, found.raised) == ("killed", wrong.id, 1) and "made up" in found.message
 
 
 def test_the_original_as_its_own_mutant_survives(suite: Suite, forward: list[Case]) -> None:
@@ -109,11 +126,7 @@ def outcome(identifier: str, status: str, message: str = "") -> Outcome:
 def test_survivors_need_an_explanation_and_explanations_a_survivor() -> None:
     spec = dataclasses.replace(
         load(NAME),
-        equivalent_mutants=(
-            {"id": "a", "reason": "for a reason"},
-            {"id": "b", "reason": "for a reason"},
-            {"id": "gone", "reason": "for a reason"},
-        ),
+        equivalent_mutants=dict.fromkeys(("a", "b", "gone"), "for a reason"),
     )
     statuses = {"a": "survived", "b": "killed", "c": "survived"}
     found = report(*(outcome(name, status) for name, status in statuses.items()), outcome("d", "error", "no"))
@@ -205,7 +218,7 @@ def test_every_mutant_is_killed_or_explained_and_every_planted_kernel_rejected()
 
 def test_every_explained_survivor_exists() -> None:
     known = {entry.id for _, entry in all_mutants(load(NAME))}
-    assert {entry["id"] for entry in load(NAME).equivalent_mutants} <= known
+    assert set(load(NAME).equivalent_mutants) <= known
 
 
 def test_cases_of_the_arena_are_the_suites_own(suite: Suite, forward: list[Case]) -> None:

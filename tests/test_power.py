@@ -107,28 +107,15 @@ def rejections(name: str, dtype: str, level: Any, share: int) -> list[str]:
     return found
 
 
-OVERFLOWS = {
-    "titans_memory": "its keys are drawn at random instead of normalized, so that the memory grows beyond float32",
-}
-"""Mechanisms whose cases no float32 kernel can compute yet: a defect of the cases, kept in sight."""
-
-
-def every_mechanism() -> list[Any]:
-    return [
-        pytest.param(name, marks=pytest.mark.xfail(reason=OVERFLOWS[name])) if name in OVERFLOWS else name
-        for name in mechanisms()
-    ]
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", every_mechanism())
+@pytest.mark.parametrize("name", mechanisms())
 def test_honest_ways_to_compute_it_pass(name: str, dtype: str) -> None:
     assert rejections(name, dtype, "smoke", 5) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp16", *DTYPES])
-@pytest.mark.parametrize("name", every_mechanism())
+@pytest.mark.parametrize("name", mechanisms())
 def test_honest_ways_to_compute_it_pass_at_standard(name: str, dtype: str) -> None:
     assert rejections(name, dtype, "standard", 3) == []
 

@@ -97,7 +97,8 @@ def fla_gated_delta_rule(
 
 @candidate(
     mechanism="gated_delta_rule", short_name="fla-gated-delta-rule-chunk", outputs=("O", "S"),
-    output_dtypes={"S": "fp32"}, input_dtypes={"beta": "fp32", "g": "fp32", "S0": "fp32"}, version=VERSION,
+    output_dtypes={"S": "fp32"}, input_dtypes={"beta": "fp32", "g": "fp32", "S0": "fp32"}, form="chunks",
+    version=VERSION,
 )  # fmt: skip
 def fla_gated_delta_rule_chunk(
     Q: Any, K: Any, V: Any, beta: Any, g: Any, S0: Any = None, *, scale: float | None = None, chunk: int = 64

@@ -144,6 +144,8 @@ class InputDecl:
 
     `axes` are index names (their sizes come from `Declarations.indices`); `batch` are the leading batch axes that
     this input carries; the axes in `broadcast` may have length 1. Absent optional inputs are tested by `present`.
+    `domain` is what is legal; `drawn`, where stated, is what callers give in practice and cases hold: a narrower
+    domain, or "unit" for vectors of length 1 along the last axis.
     """
 
     name: str
@@ -155,6 +157,7 @@ class InputDecl:
     broadcast: tuple[str, ...] = ()
     differentiable: bool = False
     domain: str = "normal"
+    drawn: str = ""
     doc: str = ""
 
 
