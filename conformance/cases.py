@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from attnspec.conformance.case_id import CaseError, parse, renamed
 from attnspec.conformance.data import build
-from attnspec.conformance.plan import Plan
+from attnspec.conformance.plan import FAR, Plan
 from attnspec.conformance.types import CandidateSignature, Case, Direction, Level
 from attnspec.spec.mechanism import Mechanism
 
@@ -49,6 +49,8 @@ def _posable(mechanism: Mechanism, signature: CandidateSignature | None, case: C
     if case.group.endswith("_all"):
         # Cotangents for every output are for candidates that return every output.
         return signature.outputs is None or set(mechanism.outputs) <= set(signature.outputs)
+    if case.group == FAR:
+        return (signature.rounding or mechanism.default_rounding).partition("+")[0] == mechanism.default_rounding
     return True
 
 

@@ -183,8 +183,9 @@ def _planted(mechanism: str, ids: tuple[str, ...]) -> list[Any]:
 
     torch.set_num_threads(1)
     suite = planted_run.CachedSuite(mechanism)
-    cases = planted_run.standard(suite)
-    return [planted_run.run(planted.find(name), suite, cases) for name in ids]
+    entries = [planted.find(name) for name in ids]
+    cases = {level: planted_run.standard(suite, level) for level in {entry.level for entry in entries}}
+    return [planted_run.run(entry, suite, cases[entry.level]) for entry in entries]
 
 
 def _explain(report: MutationReport, spec: Mechanism, complete: bool) -> None:

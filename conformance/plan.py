@@ -30,6 +30,8 @@ SEEING = (
 
 TURNED = {**shapes.BASE, "queries": 23, "keys": 14}
 TILES_TURNED = {**shapes.TILES, "queries": 131, "keys": 67}
+FAR = "far"
+"""Products of queries and keys beyond fp16, logits within it: not for kernels that write their logits in the dtype."""
 ORDERS = frozenset({"rank", "argsort", "argmax"})
 NOTHING = {**shapes.BASE, "queries": 0, "keys": 0}
 ONE_QUERY = {**shapes.BASE, "queries": 1}
@@ -223,6 +225,9 @@ class Plan:
                     for recipe in ("empty_rows", "low_logits"):
                         self.add("values", setting=setting, values=recipe)
                     self.add("values", shapes.TILES, setting, values="leading_masked")
+                    if self.level == "exhaustive" and self.dtype == "fp16":
+                        wide = {**shapes.BASE, "feature": 64, "value_feature": 64}
+                        self.add(FAR, wide, setting, values="low_logits")
                 elif decl.role == "sink":
                     self.add("values", setting=setting, values="big_sink")
                     self.add("values", TURNED, setting, values="absent_sink", options=self.emptying())

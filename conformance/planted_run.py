@@ -91,7 +91,7 @@ def run(entry: Planted, suite: Suite, cases: Sequence[Case]) -> Rejection:
 
 
 def standard(suite: Suite, level: Level = "standard", dtypes: Sequence[str] = DTYPES, seed: int = 0) -> list[Case]:
-    """The cases that a kernel with the full signature gets."""
+    """The cases of a level that a kernel with the full signature gets."""
     from attnspec.conformance.mechanical import everything
 
     signature = dataclasses.replace(everything(suite.interface, dtypes), framework="torch")

@@ -173,6 +173,14 @@ def test_every_seed_has_the_same_cases(spec: Mechanism) -> None:
     assert one == two
 
 
+def test_products_beyond_fp16_are_for_kernels_that_keep_logits_wide(spec: Mechanism) -> None:
+    plain = signature(inputs=frozenset({"Q", "K", "V", "mask"}), dtypes=("fp16", "fp32"))
+    far = [case for case in cases_for(spec, "exhaustive", ["fp16", "fp32"], supported=plain) if case.group == "far"]
+    assert [case.dtype for case in far] == ["fp16"]
+    eager = dataclasses.replace(plain, rounding="materialized")
+    assert not [case for case in cases_for(spec, "exhaustive", ["fp16"], supported=eager) if case.group == "far"]
+
+
 def test_every_case_can_be_built(spec: Mechanism) -> None:
     for case in cases_for(spec, "standard", ["fp16"], ("forward", "backward"), 1):
         data = build(case)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from attnspec.conformance.types import Level
+
 REGIONS = ("row", "diagonal", "block", "head", "batch", "column", "everything", "lse", "gradient", "memory", "repeat")
 """Where an error shows: some rows, along the (shifted) diagonal, from a tile's edge on, some heads, some batch entries,
 some feature columns, everywhere, only in LSE, only in gradients, in memory that is not the output, or only in a later
@@ -75,6 +77,8 @@ class Planted:
         summary: what is wrong, in one line.
         witness: the smallest call that shows it.
         build: makes a fresh function (a kernel that remembers starts anew) that reports to the `Faults` it is given.
+        level: the lowest level that rejects it. Only what honest code of another rounding model does too needs more
+            than `standard`.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Planted:
     summary: str
     witness: Witness
     build: Callable[[Faults], Callable[..., Any]]
+    level: Level = "standard"
 
 
 REGISTRY: dict[str, Planted] = {}
@@ -100,19 +105,21 @@ def plant(
     witness: Witness,
     kind: str = "tiled",
     splits: int = 1,
+    level: Level = "standard",
 ) -> None:
     """Register the honest kernel with the fault point `name` switched on.
 
     Args:
         kind: "tiled" (online softmax over tiles) or "plain" (the whole score matrix).
         splits: the number of parts into which the tiled kernel splits the keys.
+        level: the lowest level that rejects it.
     """
     from attnspec.conformance.planted.kernel import make
 
     def build(faults: Faults) -> Callable[..., Any]:
         return make(name, faults, kind=kind, splits=splits)
 
-    _register(name, summary, tuple(evidence), region, witness, build)
+    _register(name, summary, tuple(evidence), region, witness, build, level)
 
 
 def planted(
@@ -134,6 +141,7 @@ def _register(
     region: str,
     witness: Witness,
     build: Callable[[Faults], Callable[..., Any]],
+    level: Level = "standard",
 ) -> None:
     import inspect
 
@@ -151,5 +159,5 @@ def _register(
         raise ValueError(f"planted kernel {name!r} is not described with @candidate")
     taken = tuple(inspect.signature(function).parameters)
     REGISTRY[name] = Planted(
-        name, function, evidence, region, taken, description.framework, summary, witness, build
+        name, function, evidence, region, taken, description.framework, summary, witness, build, level
     )
