@@ -3,9 +3,8 @@
 `run` poses all mechanical mutants (`mechanical`) and all planted kernels (`planted_run`) and reports which are killed,
 by which case and how clearly. A survivor must be explained in the mechanism's file (`[[equivalent_mutant]]` with its id
 and a reason); an explanation that matches no survivor is an error, and so is a mutant that no case reaches, unless it
-is explained. The work is
-cut into a fixed number of parts, so that the result does not depend on how many processes share it. `kill_matrix` says
-which variants one case rejects. Behind `attnspec mutants`.
+is explained. The work is cut into a fixed number of parts, so that the result does not depend on how many processes
+share it. `kill_matrix` says which variants one case rejects. Behind `attnspec mutants`.
 """
 
 from __future__ import annotations
@@ -50,6 +49,11 @@ class MutationReport:
         return sum(entry.id not in self.explained and entry.status != "invalid" for entry in self.mechanical)
 
     @property
+    def invalid(self) -> list[Outcome]:
+        """Mutants that no case can evaluate: no functions, neither killed nor counted."""
+        return [entry for entry in self.mechanical if entry.status == "invalid"]
+
+    @property
     def survivors(self) -> list[Any]:
         """Survivors without an explanation."""
         return [
@@ -73,7 +77,7 @@ class MutationReport:
             "killed": self.killed,
             "total": self.total,
             "equivalent": len(self.explained),
-            "invalid": sum(entry.status == "invalid" for entry in self.mechanical),
+            "invalid": len(self.invalid),
             "planted": len(self.planted),
             "planted_killed": sum(entry.status == "killed" for entry in self.planted),
             "planted_regions_right": self.regions_right,
@@ -232,7 +236,7 @@ def table(report: MutationReport) -> str:
     share = 100 * report.killed / report.total if report.total else 100.0
     lines = [
         f"{report.mechanism}: {report.killed} of {report.total} mechanical mutants killed ({share:.1f} %), "
-        f"{len(report.explained)} more are equivalent to the original"
+        f"{len(report.explained)} more are equivalent to the original, {len(report.invalid)} can be evaluated nowhere"
     ]
     if report.planted:
         killed = sum(entry.status == "killed" for entry in report.planted)
@@ -240,6 +244,7 @@ def table(report: MutationReport) -> str:
             f"{killed} of {len(report.planted)} planted kernels rejected, "
             f"{report.regions_right} with the region named right ({report.seconds:.0f} s)"
         )
+    lines += [f"  evaluated nowhere: {entry.id}: {entry.message}" for entry in report.invalid]
     lines += [f"  survived: {entry.id}: {entry.description}" for entry in report.survivors]
     lines += [f"  problem: {problem}" for problem in report.problems]
     return "\n".join(lines)

@@ -273,6 +273,30 @@ def test_a_stated_case_of_what_is_not_declared_is_refused(tmp_path: Path, old: s
         stated(tmp_path, STATED.replace(old, new))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[[equivalent_mutant]]\nids = ["a", "b"]\nreason = "for a reason"\n' * 2, "equivalent_mutant names 'a' twice"),
+        ('[[form]]\nname = "f"\ntext = "Y[t,e] = X[t,e]"\ngradient = "dX[t,e] = dY[t,e]"\n', "file has no .gradient."),
+        (
+            '[gradient]\noutputs = { dX = "X" }\ntext = "dX[t,e] = dY[t,e]"\n'
+            '[[form]]\nname = "f"\ntext = "Y[t,e] = X[t,e]"\ngradient = "other[t,e] = dY[t,e]"\n',
+            "defines nothing that .gradient. defines",
+        ),
+    ],
+)
+def test_what_a_file_says_of_mutants_and_forms_is_checked(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        stated(tmp_path, text)
+
+
+def test_short_vectors_lie_on_both_sides_of_a_floor(spec: Mechanism) -> None:
+    case = make(spec, "stated", sizes={}, values="short")
+    lengths = np.sqrt((build(case).inputs["Q"] ** 2).sum(-1))
+    assert (lengths == 0).any() and ((lengths > 0) & (lengths < 1e-12)).any()
+    assert ((lengths > 1e-12) & (lengths < 1e-11)).any() and (lengths > 1).any()
+
+
 def drawing(tmp_path: Path, drawn: str) -> Mechanism:
     path = tmp_path / "neighbour_mean.toml"
     role = 'role = "value"'

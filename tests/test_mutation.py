@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
+import attnspec.perf
 from attnspec.conformance import mutation
 from attnspec.conformance.cases import cases_for
+from attnspec.conformance.coverage import mutation_result
 from attnspec.conformance.mechanical import Arena, Outcome, all_mutants, everything
 from attnspec.conformance.mutation import MutationReport, kill_matrix, run, table
 from attnspec.conformance.suite import Suite
 from attnspec.conformance.types import Case
-from attnspec.spec import load
+from attnspec.spec import load, mechanisms
 from attnspec.spec.language.mutate import Mutant
 
 NAME = "softmax_attention"
+RECORDS = Path(next(iter(attnspec.perf.__path__))) / "results"
 
 
 @pytest.fixture(scope="module")
@@ -216,9 +221,25 @@ def test_every_mutant_is_killed_or_explained_and_every_planted_kernel_rejected()
     assert found.regions_right >= 80, table(found)
 
 
-def test_every_explained_survivor_exists() -> None:
-    known = {entry.id for _, entry in all_mutants(load(NAME))}
-    assert set(load(NAME).equivalent_mutants) <= known
+@pytest.mark.parametrize("name", mechanisms())
+def test_every_explained_survivor_exists(name: str) -> None:
+    known = {entry.id for _, entry in all_mutants(load(name))}
+    assert set(load(name).equivalent_mutants) <= known
+
+
+@pytest.mark.parametrize("name", [name for name in mechanisms() if mutation_result(name)])
+def test_a_record_is_of_the_file_as_it_stands(name: str) -> None:
+    killed, counted = mutation_result(name) or (0, 0)
+    record = json.loads((RECORDS / f"mutants.{name}.json").read_text(encoding="utf-8"))
+    assert counted + record["invalid"] == len(all_mutants(load(name))), f"attnspec mutants --mechanism {name} --record"
+    assert record["equivalent"] == len(load(name).equivalent_mutants)
+    assert killed == record["total"], "a survivor without a reason"
+
+
+def test_mutants_that_can_be_evaluated_nowhere_are_shown() -> None:
+    found = report(outcome("a", "killed"), outcome("b", "invalid", "division by zero"))
+    assert found.ok and (found.killed, found.total) == (1, 1)
+    assert "1 can be evaluated nowhere" in table(found) and "evaluated nowhere: b: division by zero" in table(found)
 
 
 def test_cases_of_the_arena_are_the_suites_own(suite: Suite, forward: list[Case]) -> None:
