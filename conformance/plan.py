@@ -14,6 +14,7 @@ from typing import Any
 
 from attnspec.conformance import exhaustive, probes, shapes
 from attnspec.conformance.case_id import CaseError, make
+from attnspec.conformance.gathers import MOST, gathered
 from attnspec.conformance.settings import PLAIN, Setting, alone, merged, pairs
 from attnspec.conformance.types import Case, Direction, Level
 from attnspec.spec.mechanism import Mechanism
@@ -311,7 +312,8 @@ class Plan:
                     self.add("small", exhaustive.SIZES[name], both, values=name)
 
     def long(self) -> None:
-        for sizes in LONG[self.level]:
+        fitting = [self.fitting(sizes) for sizes in LONG[self.level]]
+        for sizes in (sizes for at, sizes in enumerate(fitting) if sizes not in fitting[:at]):
             for setting in [*self.of("causal")[:1]] or [PLAIN]:
                 self.add("long", sizes, setting)
                 if probes.fits(self.mechanism):
@@ -319,6 +321,13 @@ class Plan:
             if not self.small() and probes.fits(self.mechanism):
                 for setting in self.of("window_left")[:1]:
                     self.add("long", sizes, setting, values="visible", check=probes.CHECK)
+
+    def fitting(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
+        """The sizes with queries and keys halved until the equations fit into memory."""
+        present = [name for name, decl in self.mechanism.inputs.items() if not decl.optional]
+        while sizes["queries"] > 1 and gathered(self.mechanism, shapes.sizes_of(self.mechanism, sizes, present)) > MOST:
+            sizes = {**sizes, "queries": sizes["queries"] // 2, "keys": sizes["keys"] // 2}
+        return sizes
 
     def refusals(self) -> None:
         if self.small():

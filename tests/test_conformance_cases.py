@@ -14,6 +14,7 @@ from attnspec.conformance import shapes
 from attnspec.conformance.case_id import CaseError, make, parse, renamed
 from attnspec.conformance.cases import case_from_id, cases_for
 from attnspec.conformance.data import build
+from attnspec.conformance.gathers import MOST, gathered
 from attnspec.conformance.settings import alone, pairs
 from attnspec.conformance.types import CandidateSignature, Case
 from attnspec.spec import load
@@ -365,3 +366,20 @@ def test_a_usual_input_is_also_left_out() -> None:
 @pytest.mark.parametrize("option", ["gate_mean", "gsf", "alpha"])
 def test_an_option_finds_all_the_inputs_that_it_needs(option: str) -> None:
     assert any(option in setting.names for setting in alone(load("clipped_softmax_gated_attention")))
+
+
+@pytest.mark.parametrize("name", mechanisms())
+def test_a_long_case_fits_into_memory(name: str) -> None:
+    mechanism = load(name)
+    long = [case for case in cases_for(mechanism) if case.group == "long"]
+    assert all(gathered(mechanism, case.sizes) <= MOST for case in long)
+
+
+def test_a_long_case_is_shortened_where_every_pair_is_gathered_for_every_feature() -> None:
+    mechanism, sizes = load("auto_correlation"), {"B": 3, "H": 2, "N": 50, "M": 40, "D": 8}
+    assert gathered(mechanism, sizes) == 3 * 2 * 50 * 50 * 8  # Q[b,h,(t + u) % N,d]
+    for level in ("standard", "exhaustive"):
+        long = [case for case in cases_for(mechanism, level) if case.group == "long"]
+        assert max(case.sizes["N"] for case in long) == 1024
+        assert len({case.id for case in long}) == len(long)
+    assert max(case.sizes["N"] for case in cases_for(load("softmax_attention")) if case.group == "long") == 4096
