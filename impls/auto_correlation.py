@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from attnspec.conformance.candidate import candidate
-from attnspec.impls.engines import runtime
 from attnspec.impls.engines.arguments import Arguments
 from attnspec.impls.engines.launch import Launch
 from attnspec.impls.engines.sampling import delays_kernel
@@ -20,7 +19,9 @@ from attnspec.impls.engines.softmax_configs import padded
 
 MODES = ("inference", "training", "full")
 BLOCKS = (32, 16, 64)
-"""Time steps of a tile; the first is taken by default."""
+"""Time steps of a tile; the first is taken by default on a device."""
+INTERPRETED = 256
+"""Time steps of a tile in the interpreter."""
 WIDEST = 64
 """Features of a program."""
 
@@ -32,7 +33,7 @@ def _strides(prefix: str, tensor: Tensor, axes: str) -> dict[str, int]:
 @candidate(mechanism="auto_correlation", outputs=("O",), differentiable=False)
 def auto_correlation(
     Q: Tensor, K: Tensor, V: Tensor, *, mode: str = "inference", factor: float = 1.0, top_k: int | None = None,
-    block: int = BLOCKS[0],
+    block: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Values rolled by the delays at which queries and keys correlate most (Wu et al., arXiv 2106.13008, Eq. 5-8).
 
@@ -41,7 +42,8 @@ def auto_correlation(
         mode: "inference" chooses delays per batch entry, "training" once for the batch, "full" per entry, head and
             feature.
         factor: floor(factor * ln N) delays, at least 1 and at most N. top_k: their number instead.
-        block: time steps of a tile, one of BLOCKS; the result does not depend on it.
+        block: time steps of a tile, one of BLOCKS (in the interpreter INTERPRETED, too); the result does not
+            depend on it.
 
     Returns:
         O `[b,h,t,d]` in the inputs' dtype. Of equal correlations the shorter delay is taken. Not differentiable.
@@ -57,13 +59,11 @@ def auto_correlation(
         raise call.wrong("mode", f"one of {', '.join(MODES)}", repr(mode))
     if call.number("factor", factor) < 0.0:
         raise call.wrong("factor", "at least 0", factor)
-    if block not in BLOCKS:
-        raise call.wrong("block", f"one of {BLOCKS}", block)
     if min(B, H, N, M, D) < 1:
         raise call.wrong("Q, K and V", "without empty axes", [list(x.shape) for x in (Q, K, V)])
     count = max(1, math.floor(factor * math.log(N))) if top_k is None else call.count("top_k", top_k)
     call.no_gradients(Q, K, V)
-    runtime.target_of(Q)
+    block = call.block(block, BLOCKS, INTERPRETED, Q)
     delay, score = _chosen(Q, K, mode, min(N, count))
     O = torch.empty((B, H, N, D), dtype=Q.dtype, device=Q.device)
     wide = min(padded(D), WIDEST)

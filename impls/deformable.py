@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from attnspec.conformance.candidate import candidate
-from attnspec.impls.engines import runtime
 from attnspec.impls.engines.arguments import Arguments
 from attnspec.impls.engines.launch import Launch
 from attnspec.impls.engines.sampling import bilinear_kernel
 from attnspec.impls.engines.softmax_configs import padded
 
 BLOCKS = (16, 4, 32)
-"""Queries of a tile; the first is taken by default."""
+"""Queries of a tile; the first is taken by default on a device."""
+INTERPRETED = 256
+"""Queries of a tile in the interpreter."""
 WIDEST = 64
 """Value features of a program."""
 
@@ -31,7 +32,7 @@ def _strides(prefix: str, tensor: Tensor | None, axes: str) -> dict[str, int]:
 @candidate(mechanism="deformable_attention", outputs=("O",), differentiable=False)
 def deformable_attention(
     V: Tensor, height: Tensor, width: Tensor, ref: Tensor, off: Tensor, logits: Tensor, box: Tensor | None = None,
-    mask: Tensor | None = None, *, block: int = BLOCKS[0],
+    mask: Tensor | None = None, *, block: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Samples of feature maps around each query's reference point (Zhu et al., arXiv 2010.04159, Eq. 2-3).
 
@@ -42,7 +43,7 @@ def deformable_attention(
             with boxes in units of half a box over the number of points. logits: `[b,h,i,l,k]`.
         box: `[b,i,l|1,2]`, widths and heights of reference boxes in units of the map.
         mask: bool `[b,l,y,x]`, True = the cell is real; another one's value is zero.
-        block: queries of a tile, one of BLOCKS; the result does not depend on it.
+        block: queries of a tile, one of BLOCKS (in the interpreter INTERPRETED, too); the result does not depend on it.
 
     Returns:
         O `[b,h,i,e]` in V's dtype. Not differentiable.
@@ -67,10 +68,8 @@ def deformable_attention(
     if rows is None or columns is None:
         raise call.wrong("height and width", "given", "None")
     cells = call.boolean("mask", mask, "b l y x")
-    if block not in BLOCKS:
-        raise call.wrong("block", f"one of {BLOCKS}", block)
+    block = call.block(block, BLOCKS, INTERPRETED, V)
     call.no_gradients(V, ref, off, logits, box)
-    runtime.target_of(V)
     ref = ref.expand(B, N, L, 2)
     frames = None if box is None else box.expand(B, N, L, 2)
     O = torch.empty((B, H, N, E), dtype=V.dtype, device=V.device)

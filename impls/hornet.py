@@ -12,14 +12,15 @@ from torch import Tensor
 
 from attnspec.conformance.candidate import candidate
 from attnspec.conformance.types import Unsupported
-from attnspec.impls.engines import runtime
 from attnspec.impls.engines.arguments import Arguments
 from attnspec.impls.engines.gated_convolution import gated_map_kernel
 from attnspec.impls.engines.launch import Launch
 from attnspec.impls.engines.softmax_configs import padded
 
 BLOCKS = (32, 16, 64)
-"""Cells of a tile, and the most channels of a block; the first is taken by default."""
+"""Cells of a tile, and the most channels of a block; the first is taken by default on a device."""
+INTERPRETED = 512
+"""Cells of a tile in the interpreter."""
 
 
 def _strides(prefix: str, tensor: Tensor | None, axes: str) -> dict[str, int]:
@@ -34,7 +35,7 @@ def _map(
     """X `[b,c,y,x]` mapped by W `[o,c]` with its bias, then gated by the convolved group `[b,o,y,x]`: `[b,o,y,x]`."""
     B, C, Sy, Sx = X.shape
     out = torch.empty((B, channels, Sy, Sx), dtype=X.dtype, device=X.device)
-    wide = min(padded(max(C, channels)), block)
+    wide = min(padded(max(C, channels)), block, max(BLOCKS))
     tiles, blocks = -(-Sy * Sx // block), -(-channels // wide)
     arguments: dict[str, Any] = {
         "X": X, "W": W, "BIAS": bias, "GROUP": group, "DW": DW, "DW_BIAS": dw_bias, "OUT": out,
@@ -51,7 +52,7 @@ def _map(
 def hornet_gnconv(
     X: Tensor, Win: Tensor, DW: Tensor, P: Tensor, Wout: Tensor, in_bias: Tensor | None = None,
     dw_bias: Tensor | None = None, p_bias: Tensor | None = None, out_bias: Tensor | None = None, *, scale: float = 1.0,
-    block: int = BLOCKS[0],
+    block: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Recursive gated convolution of order k + 1 (Rao et al., arXiv 2207.14284, Eq. 3.3-3.6).
 
@@ -61,7 +62,7 @@ def hornet_gnconv(
             fp16, bf16 or fp32.
         in_bias: `[2c]`. dw_bias: `[f]`. p_bias: `[k,c]`. out_bias: `[c]`.
         scale: of the depthwise output and its bias.
-        block: cells of a tile, one of BLOCKS; the result does not depend on it.
+        block: cells of a tile, one of BLOCKS (in the interpreter INTERPRETED, too); the result does not depend on it.
 
     Returns:
         O `[b,c,y,x]` in the inputs' dtype. Not differentiable.
@@ -89,11 +90,9 @@ def hornet_gnconv(
         raise call.wrong("DW", "of an odd side", DW.shape[-1])
     if Sy * Sx >= 2**31 - 64:
         raise Unsupported("hornet_gnconv: planes of 2^31 cells or more")
-    if block not in BLOCKS:
-        raise call.wrong("block", f"one of {BLOCKS}", block)
+    block = call.block(block, BLOCKS, INTERPRETED, X)
     factor = call.number("scale", scale)
     call.no_gradients(X, Win, DW, P, Wout, in_bias, dw_bias, p_bias, out_bias)
-    runtime.target_of(X)
     mapped = _map(X, Win, in_bias, block, 2 * C)
     state, start = mapped[:, :narrow], narrow
     for k in range(orders + 1):

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from attnspec.conformance.types import Unsupported  # noqa: E402
-from attnspec.impls.auto_correlation import BLOCKS, MODES, auto_correlation  # noqa: E402
+from attnspec.impls.auto_correlation import BLOCKS, INTERPRETED, MODES, auto_correlation  # noqa: E402
 from attnspec.property_tests.random_calls import random_call  # noqa: E402
 from attnspec.spec import load  # noqa: E402
 from attnspec.tests.kernel_calls import agrees, gaps, strided  # noqa: E402
@@ -37,7 +37,7 @@ def test_random_calls_equal_the_equations(seed: int) -> None:
     same(*random_call(load(NAME), seed, largest=9))
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", (*BLOCKS, INTERPRETED))
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_and_tile_with_any_strides(mode: str, block: int) -> None:
     same(inputs(N=70, M=75, D=5), {"mode": mode}, layout=strided, block=block)

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from attnspec.conformance.types import Unsupported  # noqa: E402
-from attnspec.impls.deformable import BLOCKS, deformable_attention  # noqa: E402
+from attnspec.impls.deformable import BLOCKS, INTERPRETED, deformable_attention  # noqa: E402
 from attnspec.property_tests.random_calls import random_call  # noqa: E402
 from attnspec.spec import load  # noqa: E402
 from attnspec.tests.kernel_calls import agrees, gaps, strided, tensors  # noqa: E402
@@ -50,7 +50,7 @@ def test_every_optional_input_with_any_strides(names: tuple[str, ...]) -> None:
     same(inputs(*names), layout=strided)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", (*BLOCKS, INTERPRETED))
 def test_every_tile_and_features_beyond_a_tile(block: int) -> None:
     same(inputs(N=33, H=1, P=1, E=70), block=block)
 

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from attnspec.conformance.types import Unsupported  # noqa: E402
-from attnspec.impls.hornet import BLOCKS, hornet_gnconv  # noqa: E402
+from attnspec.impls.hornet import BLOCKS, INTERPRETED, hornet_gnconv  # noqa: E402
 from attnspec.property_tests.random_calls import random_call  # noqa: E402
 from attnspec.spec import load  # noqa: E402
 from attnspec.tests.kernel_calls import agrees, gaps, strided, tensors  # noqa: E402
@@ -49,7 +49,7 @@ def test_every_bias_with_any_strides(names: tuple[str, ...]) -> None:
     same(inputs(*names), {"scale": 1 / 3}, layout=strided)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", (*BLOCKS, INTERPRETED))
 def test_every_tile(block: int) -> None:
     same(inputs(*BIASES, C=36, Sy=5, Sx=9, k=1, R=1), {}, block=block)
 

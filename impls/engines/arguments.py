@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from attnspec.conformance.types import Unsupported
+from attnspec.impls.engines import runtime
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -75,6 +76,19 @@ class Arguments:
         if int(value) < least:
             raise self.wrong(name, f"at least {least}", int(value))
         return int(value)
+
+    def block(self, value: int | None, choices: tuple[int, ...], interpreted: int, tensor: Tensor) -> int:
+        """The length of a tile: one of `choices`, by default the first.
+
+        Triton's interpreter takes as long for a small tile as for a large one; there `interpreted` is allowed too, and
+        is the default. Raises Unsupported where kernels cannot run on `tensor`.
+        """
+        known = choices if runtime.target_of(tensor) else (interpreted, *choices)
+        if value is None:
+            return known[0]
+        if value not in known:
+            raise self.wrong("block", f"one of {known}", value)
+        return value
 
     def boolean(self, name: str, value: Any, axes: str, broadcast: str = "") -> Tensor | None:
         """Check an optional mask; its axes of length 1 named in `broadcast` come back expanded."""
