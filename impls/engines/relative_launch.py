@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from attnspec.impls.engines.launch import Launch
 from attnspec.impls.engines.relative import relative_forward_kernel
 from attnspec.impls.engines.relative_backward import relative_dkv_kernel, relative_dq_kernel, relative_table_kernel
 from attnspec.impls.engines.softmax_backward import row_term_kernel
-from attnspec.impls.engines.softmax_configs import padded
+from attnspec.impls.engines.softmax_configs import LARGE, MANY_PAIRS, padded
 
 TERM_ROWS = 32
 
@@ -142,7 +142,9 @@ def _twice(name: str, kernel: Any, size: int, p: Relative, tile: RelativeTile, g
 
 def _tile(p: Relative) -> RelativeTile:
     target = runtime.target_of(p.Q)
-    return p.tile or configs(max(p.sizes[4:]), p.Q.dtype.itemsize, target)[0]
+    known = configs(max(p.sizes[4:]), p.Q.dtype.itemsize, target)
+    many = target is None and p.sizes[2] * p.sizes[3] >= MANY_PAIRS
+    return p.tile or (replace(known[0], block=LARGE) if many else known[0])
 
 
 def forward(p: Relative) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ not on timings.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["forward", "decode", "dq", "dkv", "dbias"]
@@ -63,6 +64,16 @@ def _read(table: str, registers: int = 0) -> dict[int, list[TileConfig]]:
 
 
 INTERPRETED = [TileConfig(32, 32, 1, 1), TileConfig(16, 64, 1, 1), TileConfig(64, 16, 1, 1)]
+MANY_PAIRS = 1 << 20
+LARGE = 128
+
+
+def interpreted(configs: Sequence[TileConfig], queries: int, keys: int) -> TileConfig:
+    """The configuration in Triton's interpreter, where a tile costs the same whatever its size.
+
+    The first, but LARGE queries and keys where there are so many pairs that small tiles would take minutes.
+    """
+    return configs[0] if queries * keys < MANY_PAIRS else replace(configs[0], block_m=LARGE, block_n=LARGE)
 
 # (kernel, bytes per element, whether pairs carry data of their own, vendor) -> configurations by head size.
 # Pairs carry data where a tensor over [query, key] is read (bias, mask, dropout), where sequences are packed, and with
