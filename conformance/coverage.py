@@ -3,7 +3,8 @@
 A row says whether a mechanism has its equations, backward equations, a reference (forward, backward), a Triton
 implementation (forward, backward), how many invariants, identities and claims its file states (a claim is confirmed,
 conditional where it needs a condition that the paper does not state, or refuted), whether official code was compared
-(an `[[evidence]]` with a commit), and how many mutants the last recorded run killed. The README's table and
+(an `[[evidence]]` with a commit), how many mutants the last recorded run killed, and of how many cases the kernel was
+judged (`attnspec.perf.judged`). The README's table and
 `attnspec coverage` print it. Nothing optional is imported: reference and implementations are read as source text.
 """
 
@@ -25,13 +26,13 @@ from attnspec.spec.papers import papers
 
 HEADINGS = (
     "mechanism", "family", "equations", "reference", "Triton", "invariants", "identities", "laws proved", "claims",
-    "official code", "mutants killed",
+    "official code", "mutants killed", "kernel judged",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
-    """One mechanism. Mutants are None where no run is recorded."""
+    """One mechanism. Mutants, and cases of the kernel, are None where no run is recorded."""
 
     name: str
     family: str
@@ -50,6 +51,9 @@ class Row:
     official: bool = False
     mutants_killed: int | None = None
     mutants: int | None = None
+    judged: int | None = None
+    judged_failed: int | None = None
+    judged_level: str = ""
     papers: int = 0
 
 
@@ -101,7 +105,7 @@ def document(*, planned: bool = False) -> dict[str, Any]:
 
 def table(*, planned: bool = False) -> str:
     """The rows as a Markdown table, as it stands in the README, and a sentence on the papers."""
-    lines = [f"| {' | '.join(HEADINGS)} |", "|---|---|---|---|---|---:|---:|---:|---|---|---:|"]
+    lines = [f"| {' | '.join(HEADINGS)} |", "|---|---|---|---|---|---:|---:|---:|---|---|---:|---|"]
     lines += [f"| {' | '.join(cells(row))} |" for row in rows(planned=planned)]
     return "\n".join([*lines, "", account()])
 
@@ -113,6 +117,7 @@ def cells(row: Row) -> list[str]:
     return [
         row.name, row.family, _ways(row.spec, row.gradient), _ways(row.reference, row.reference_backward),
         _ways(row.triton, row.triton_backward), *counts, _claims(row), "compared" if row.official else "", killed,
+        _judged(row),
     ]  # fmt: skip
 
 
@@ -132,6 +137,13 @@ def _claims(row: Row) -> str:
     return ", ".join(f"{count} {what}" for count, what in parts if count)
 
 
+def _judged(row: Row) -> str:
+    if row.judged is None:
+        return ""
+    failed = f", {row.judged_failed} fail" if row.judged_failed else ""
+    return f"{row.judged} cases, {row.judged_level}{failed}"
+
+
 def _ways(forward: bool, backward: bool) -> str:
     return "forward, backward" if forward and backward else "forward" if forward else "backward" if backward else ""
 
@@ -140,6 +152,7 @@ def _row(mechanism: Mechanism, read_by: int) -> Row:
     functions = _functions(_folder(attnspec.reference) / f"{mechanism.name}.py")
     kernels = dict(attnspec.impls.written(mechanism.name))
     recorded = mutation_result(mechanism.name)
+    judged = judged_result(mechanism.name)
     return Row(
         name=mechanism.name,
         family=mechanism.family,
@@ -158,6 +171,9 @@ def _row(mechanism: Mechanism, read_by: int) -> Row:
         official=any(entry.get("commit") for entry in mechanism.evidence),
         mutants_killed=recorded and recorded[0],
         mutants=recorded and recorded[1],
+        judged=judged and judged[0],
+        judged_failed=judged and judged[1],
+        judged_level=judged[2] if judged else "",
         papers=read_by,
     )
 
@@ -176,6 +192,16 @@ def mutation_result(mechanism: str) -> tuple[int, int] | None:
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
         return int(recorded["killed"]), int(recorded["total"]) + int(recorded["equivalent"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def judged_result(mechanism: str) -> tuple[int, int, str] | None:
+    """Cases of which the kernel was judged, those that it failed, and their level, as last recorded; None without."""
+    path = _folder(attnspec.perf) / "results" / "judged.json"
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))[mechanism]
+        return int(entry["judged"]), len(entry["failed"]), str(entry["level"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
