@@ -164,7 +164,9 @@ def _cached(
         sizes, resolved = spec.resolve(data.inputs, options)
         exact = evaluate(program, data.inputs, resolved, sizes=sizes, rows=rows)
         keys = shapes.derived(spec, case.sizes).get(shapes.roles(spec).names.get("keys", ""), 1)
-        found = exact, probes.sigma(exact, next(iter(spec.outputs)), case.dtype, keys)
+        larger = probes.unsigned(spec, data.inputs)
+        summed = None if larger is None else evaluate(program, larger, resolved, sizes=sizes, rows=rows)
+        found = exact, probes.sigma(exact, next(iter(spec.outputs)), case.dtype, keys, summed)
     elif backward:
         found = _gradients(spec, data, options, model, base, changed, form)
     else:

@@ -186,12 +186,23 @@ RECIPES: dict[str, Callable[[Mechanism, Case, dict[str, Any], Mapping[str, Any]]
 }
 
 
-def sigma(exact: Mapping[str, Any], main: str, dtype: str, keys: int) -> dict[str, Any]:
+def unsigned(spec: Mechanism, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The inputs with values without their signs, whose output is what its terms add up to; None: no sign to lose."""
+    values = [name for name in inputs if spec.inputs[name].role == "value"]
+    if not any((inputs[name] < 0).any() for name in values):
+        return None
+    return {**inputs, **{name: np.abs(inputs[name]) for name in values}}
+
+
+def sigma(
+    exact: Mapping[str, Any], main: str, dtype: str, keys: int, summed: Mapping[str, Any] | None = None
+) -> dict[str, Any]:  # fmt: skip
     """What honest arithmetic may differ by, in closed form: no sampling, so that probes run at any length.
 
     Args:
         main: the output in the inputs' dtype; the others are judged as float32.
         keys: the number of keys: weights may be as small as 1/keys, where fp16 is subnormal.
+        summed: the outputs of `unsigned` inputs, which are larger where terms of both signs cancel.
     """
     found = {}
     unit, single = unit_roundoff(dtype), unit_roundoff("fp32" if dtype != "fp64" else "fp64")
@@ -199,6 +210,8 @@ def sigma(exact: Mapping[str, Any], main: str, dtype: str, keys: int) -> dict[st
     relative = np.sqrt(2.0) * unit + single * np.sqrt(max(keys, 1)) + format_of(dtype).smallest * keys / 2
     for name, value in exact.items():
         size = np.where(np.isfinite(value), np.abs(value), 0.0)
+        if summed is not None:
+            size = np.fmax(size, np.where(np.isfinite(summed[name]), np.abs(summed[name]), 0.0))
         # Keys that lose by GAP in the exponent may be rounded away.
         floor = single**2 * float(size.max(initial=0.0))
         found[name] = relative * size + floor if name == main else single * (size + 2.0)

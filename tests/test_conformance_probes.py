@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attnspec.conformance import probes, shapes
+from attnspec.conformance import oracle, probes, shapes
 from attnspec.conformance.case_id import make
 from attnspec.conformance.data import build, visible
 from attnspec.conformance.oracle import expected
@@ -144,3 +144,30 @@ def test_probes_work_with_pages(spec: Mechanism) -> None:
     case = make(spec, "probes", sizes=shapes.BASE, values="visible", check=probes.CHECK, inputs=pages)
     want = expected(case, build(case))
     assert np.isfinite(want.exact["O"]).all() and (want.exact["O"] > 0).any()
+
+
+def test_a_sum_whose_terms_cancel_is_judged_by_its_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    informer = load("informer_probsparse")  # causal: queries that are not chosen get the running sum of the values
+    case = probe(informer, "aim", sizes={**PROBE, "queries": 132, "keys": 132}, causal=True)
+    data = build(case)
+    wide = informer.evaluate(data.inputs, data.options, intermediates=True)
+    running = np.cumsum(data.inputs["V"].astype(np.float32), axis=2, dtype=np.float32)
+    found = {"O": np.where(wide["chosen"][..., None], wide["O"], running).astype(np.float32)}
+    assert all(entry.passed for entry in judge(case, expected(case, data), found))
+    late = {"O": found["O"] + np.where(wide["chosen"][..., None], 0.0, 1e-4).astype(np.float32)}
+    assert not all(entry.passed for entry in judge(case, expected(case, data), late))
+
+    monkeypatch.setattr(probes, "unsigned", lambda *arguments: None)
+    oracle._CACHE.clear()
+    assert not all(entry.passed for entry in judge(case, expected(case, data), found))
+    oracle._CACHE.clear()
+
+
+def test_values_without_signs_are_left_alone(spec: Mechanism) -> None:
+    for values in ("key_set", "visible"):
+        assert probes.unsigned(spec, build(probe(spec, values)).inputs) is None
+    data = build(probe(spec, "aim"))
+    assert (probes.unsigned(spec, data.inputs) or {})["V"].min() >= 0.0
+    exact = {"O": np.array([1.0, -2.0])}
+    plain, summed = (probes.sigma(exact, "O", "fp32", 4, more)["O"] for more in (None, {"O": np.array([8.0, 2.0])}))
+    assert np.allclose(summed / plain, [8.0, 1.0])
