@@ -56,10 +56,9 @@ def make(
     """
     present = present_inputs(mechanism, inputs, options or {}, absent)
     full = shapes.sizes_of(mechanism, sizes, present)
-    if check != "refusal":
-        broken = shapes.broken_constraint(mechanism, full, options or {}, present)
-        if broken is not None:
-            raise CaseError(f"{mechanism.name}: {broken}")
+    broken = shapes.broken_constraint(mechanism, full, options or {}, present)
+    if broken is not None:
+        raise CaseError(f"{mechanism.name}: {broken}")
     chosen = {name: (options or {})[name] for name in mechanism.options if name in (options or {})}
     single = {
         name: "".join(axes for axes in mechanism.inputs[name].broadcast if axes in (broadcast or {}).get(name, ""))

@@ -383,3 +383,13 @@ def test_a_long_case_is_shortened_where_every_pair_is_gathered_for_every_feature
         assert max(case.sizes["N"] for case in long) == 1024
         assert len({case.id for case in long}) == len(long)
     assert max(case.sizes["N"] for case in cases_for(load("softmax_attention")) if case.group == "long") == 4096
+
+
+@pytest.mark.parametrize("name", mechanisms())
+def test_the_equations_refuse_what_a_candidate_must_refuse(name: str) -> None:
+    mechanism = load(name)
+    for case in cases_for(mechanism):
+        if case.check == "refusal":
+            data = build(case)
+            with pytest.raises(SpecError):
+                mechanism.evaluate(data.inputs, data.options)
