@@ -7,24 +7,17 @@ combination of the indices in it; plain subscripts are contracted and need no su
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
+from attnspec.conformance.seeing import within
 from attnspec.conformance.shapes import derived, roles
-from attnspec.spec.language import SpecError, children, static_value
+from attnspec.spec.language import SpecError, static_value
 from attnspec.spec.language.check import left_indices
-from attnspec.spec.language.syntax import Name, Node, Num, Ref
+from attnspec.spec.language.syntax import Name, Num, Ref
 from attnspec.spec.mechanism import Mechanism
 
 MOST = 1 << 27
 """Elements: a gibibyte in float64."""
-
-
-def _within(node: Node) -> Iterator[Node]:
-    stack = [node]
-    while stack:
-        found = stack.pop()
-        yield found
-        stack.extend(children(found))
 
 
 def gathered(mechanism: Mechanism, sizes: Mapping[str, int]) -> int:
@@ -45,10 +38,10 @@ def gathered(mechanism: Mechanism, sizes: Mapping[str, int]) -> int:
     rows = roles(mechanism).query_index
     for line in mechanism.program.definitions.values():
         by_row = rows in left_indices(line)
-        for node in _within(line.body):
+        for node in within(line.body):
             if not isinstance(node, Ref) or all(isinstance(at, Name | Num) for at in node.subscripts):
                 continue
-            used = {at.id for subscript in node.subscripts for at in _within(subscript) if isinstance(at, Name)}
+            used = {at.id for subscript in node.subscripts for at in within(subscript) if isinstance(at, Name)}
             decl = mechanism.inputs.get(node.name)
             used |= set(decl.batch) if decl is not None else set(mechanism.batch)
             used -= {rows} if by_row else set()

@@ -15,6 +15,7 @@ from typing import Any
 from attnspec.conformance import exhaustive, probes, shapes
 from attnspec.conformance.case_id import CaseError, make
 from attnspec.conformance.gathers import MOST, gathered
+from attnspec.conformance.seeing import deciding, hides_by_default
 from attnspec.conformance.settings import PLAIN, Setting, alone, merged, pairs
 from attnspec.conformance.types import Case, Direction, Level
 from attnspec.spec.mechanism import Mechanism
@@ -24,10 +25,6 @@ MEETINGS = {"smoke": 0, "standard": 30, "exhaustive": 200}
 PAIRS = {"smoke": 3, "standard": 14, "exhaustive": 200}
 MASKING = ("mask", "segment", "length", "page_table")
 """Roles of inputs that decide which keys a query sees."""
-SEEING = (
-    "causal", "causal_alignment", "window_left", "window_right", "chunk", "sink_tokens",
-)  # fmt: skip
-"""Options that decide which keys a query sees."""
 
 TURNED = {**shapes.BASE, "queries": 23, "keys": 14}
 TILES_TURNED = {**shapes.TILES, "queries": 131, "keys": 67}
@@ -125,9 +122,13 @@ class Plan:
         single: list[Setting] = []
         for setting in self.settings:
             by_input = any(self.mechanism.inputs[name].role in MASKING for name in setting.inputs)
-            if by_input or any(name in SEEING for name in setting.options):
+            if by_input or deciding(self.mechanism) & set(setting.options):
                 single.append(setting)
         return single
+
+    def hiding(self) -> list[Setting]:
+        """The same, and before them no setting at all where keys are hidden by default."""
+        return [*([PLAIN] if hides_by_default(self.mechanism) else []), *self.masking()]
 
     def meeting(self) -> list[Setting]:
         """Settings in which every two different rules of who sees whom meet."""
@@ -170,7 +171,7 @@ class Plan:
             return
         for setting in self.settings:
             self.add("options", setting=setting)
-        for setting in _first_of_each(self.of(*SEEING)):
+        for setting in _first_of_each(self.of(*sorted(deciding(self.mechanism)))):
             for sizes in (TURNED, ONE_QUERY, shapes.TILES, TILES_TURNED):
                 self.add("options", sizes, setting)
         for number, setting in enumerate(self.meeting()):
@@ -236,7 +237,7 @@ class Plan:
     def hidden(self) -> None:
         told = "keep" in self.mechanism.program.definitions  # else nothing says which key is hidden from whom
         if self.small():
-            for setting in self.masking()[:2] if told else ():
+            for setting in self.hiding()[:2] if told else ():
                 self.add("hidden", shapes.BASE, setting, values="future_nan")
             return
         three = {**shapes.BASE, "batch": 3}
@@ -248,9 +249,9 @@ class Plan:
             given = {self.mechanism.inputs[name].role for name in setting.inputs}
             if given & {"length", "segment", "page_table"}:
                 self.add("hidden", setting=setting, values="unseen_nan")
-        for setting in _first_of_each(self.masking()):
+        for setting in _first_of_each(self.hiding()):
             self.add("hidden", TILES_TURNED, setting, values="future_big")
-        for setting in _first_of_each(self.masking())[:3]:
+        for setting in _first_of_each(self.hiding())[:3]:
             self.add("hidden", setting=setting, values="future_nan")
             self.add("hidden", TURNED, setting, values="future_inf")
 
@@ -294,7 +295,7 @@ class Plan:
         causal = self.of("causal")[:1] or ([] if "causal" in self.mechanism.options else [PLAIN])
         for setting in causal:
             self.add("calls", SQUARE, setting, check="decode")
-        for setting in _first_of_each(self.masking()):
+        for setting in _first_of_each(self.hiding()):
             self.add("calls", setting=setting, check="perturb")
 
     def scopes(self) -> None:
@@ -359,7 +360,7 @@ class Plan:
             return
         for setting in _first_of_each(self.settings):
             self.add("gradients_all", TURNED, setting)
-        for setting in _first_of_each(self.of(*SEEING)):
+        for setting in _first_of_each(self.of(*sorted(deciding(self.mechanism)))):
             self.add("gradients", TURNED, setting)
             self.add("gradients", TILES_TURNED, setting)
         self.stated("gradients_stated")

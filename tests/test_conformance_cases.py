@@ -15,6 +15,7 @@ from attnspec.conformance.case_id import CaseError, make, parse, renamed
 from attnspec.conformance.cases import case_from_id, cases_for
 from attnspec.conformance.data import build
 from attnspec.conformance.gathers import MOST, gathered
+from attnspec.conformance.seeing import deciding, hides_by_default
 from attnspec.conformance.settings import alone, pairs
 from attnspec.conformance.types import CandidateSignature, Case
 from attnspec.spec import load
@@ -393,3 +394,27 @@ def test_the_equations_refuse_what_a_candidate_must_refuse(name: str) -> None:
             data = build(case)
             with pytest.raises(SpecError):
                 mechanism.evaluate(data.inputs, data.options)
+
+
+def test_what_decides_who_is_seen_is_what_the_file_says(spec: Mechanism) -> None:
+    assert deciding(spec) == {
+        "causal", "causal_alignment", "window_left", "window_right", "chunk", "sink_tokens"
+    }  # fmt: skip
+    assert {"window_x", "dilation_y", "rows"} < deciding(load("fused_neighborhood_attention"))
+    assert not deciding(load("landmark_attention")), "scores decide beside its options: NaN would change who is seen"
+    assert deciding(load("informer_probsparse")) == {"causal"}, "no keep: the usual names"
+
+
+@pytest.mark.parametrize("name", mechanisms())
+def test_keys_hidden_by_default_are_spoiled_without_any_option(name: str) -> None:
+    mechanism = load(name)
+    plain = [case for case in cases_for(mechanism) if "/hidden/plain/" in case.id and "future" in case.values]
+    assert bool(plain) == hides_by_default(mechanism)
+    for case in plain:
+        values = build(case).inputs
+        assert any(np.abs(value).max() > 1e3 or not np.isfinite(value).all() for value in values.values() if value.size)
+
+
+def test_hiding_by_default_is_known_of_both_kinds(spec: Mechanism) -> None:
+    assert not hides_by_default(spec)
+    assert all(hides_by_default(load(name)) for name in ("landmark_attention", "lssa_softplus_attention"))
