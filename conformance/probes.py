@@ -83,9 +83,16 @@ def fits(spec: Mechanism) -> bool:
 
 
 def aims(spec: Mechanism) -> bool:
-    """Whether a query can find one key by its logit: a softmax over products of queries and keys of one width."""
+    """Whether a query can find one key by its logit: a softmax over products of queries and keys of one width.
+
+    Not where a product has a second key among its factors, which would change what the first one is worth.
+    """
     one, two = (next((d for d in spec.inputs.values() if d.role == role), None) for role in ("query", "key"))
-    return not spec.probe and _softmax(spec) and bool(one and two and one.axes[-1:] == two.axes[-1:])
+    factors = [d for d in spec.inputs.values() if d.role == "key" and not d.optional]
+    return (
+        not spec.probe and _softmax(spec) and len(factors) <= 1
+        and bool(one and two and one.axes[-1:] == two.axes[-1:])
+    )  # fmt: skip
 
 
 def _softmax(spec: Mechanism) -> bool:

@@ -101,7 +101,8 @@ class Noisy(Arithmetic):
     def contract(
         self, operands: Sequence[Named], run: Callable[[Sequence[Named]], Named], terms: int, backend: Backend
     ) -> Named:
-        rounded = [self._operand(operand) for operand in operands]
+        # A plain sum, whose condition stands for the other matrix, is no product that rounds its operands.
+        rounded = [self._operand(operand) for operand in operands] if len(operands) > 1 else list(operands)
         value = run(rounded)
         squares = run([Named(_finite(first(operand)) ** 2, first_axes(operand)) for operand in rounded])
         return self._accumulated(value, squares, terms)

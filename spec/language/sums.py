@@ -67,7 +67,9 @@ def sum_of(
     backend, indices = evaluator.backend, node.indices
     terms = terms_of(node.body)
     products = [_product(evaluator, term, scope) for term in terms]
-    if any(_gains(factors, lengths) for _, factors in products):
+    gains = any(_gains(factors, lengths) for _, factors in products)
+    spread = any(_spread(factors, condition, lengths) for _, factors in products)
+    if gains or (spread and all(_real(evaluator, product) for product in products)):
         parts = [_contracted(evaluator, scale, factors, condition, lengths) for scale, factors in products]
         value = parts[0]
         for part in parts[1:]:
@@ -127,6 +129,17 @@ def _gains(factors: Sequence[Named], lengths: Mapping[str, int]) -> bool:
         return False
     every = set().union(*wide)
     return all(axes != every for axes in wide) and any(axis in lengths for axis in every)
+
+
+def _spread(factors: Sequence[Named], condition: Named | None, lengths: Mapping[str, int]) -> bool:
+    """Whether the condition has an axis of its own and lacks one of the product's: a matrix product of the two."""
+    axes = {axis for factor in factors for axis in factor.axes}
+    own = set() if condition is None else set(condition.axes) - axes - set(lengths)
+    return bool(own) and bool(axes - set(condition.axes if condition else ())) and bool(axes & set(lengths))
+
+
+def _real(evaluator: Evaluator, product: tuple[Named, list[Named]]) -> bool:
+    return any(kind_of_array(evaluator.backend, part.array) == "real" for part in (product[0], *product[1]))
 
 
 def _elementwise(evaluator: Evaluator, products: Sequence[tuple[Named, list[Named]]]) -> Named:
