@@ -7,7 +7,22 @@ from typing import Any
 import numpy as np
 
 from attnspec.property_tests.implementations import Implementation
-from attnspec.spec.laws import Trial, Violation
+from attnspec.spec.laws import Law, Trial, Violation
+from attnspec.spec.mechanism import Mechanism, load
+
+
+def unreturned(mechanism: Mechanism, law: Law, implementation: Implementation) -> list[str]:
+    """Outputs that the law speaks of, of either call, and the implementation does not return: then it cannot be asked.
+
+    Those of another mechanism's call carry the trailing underscore that they have in the law.
+    """
+    first = [name for name in mechanism.outputs if name not in implementation.outputs]
+    lacking = [name for name in first if law.speaks_of(name) or (not law.mechanism and law.speaks_of(f"{name}_"))]
+    if law.mechanism:
+        target = load(law.mechanism)
+        returned = implementation.on(target).outputs
+        lacking += [f"{name}_" for name in target.outputs if name not in returned and law.speaks_of(f"{name}_")]
+    return lacking
 
 
 def violation(trial: Trial, implementation: Implementation) -> Violation | None:

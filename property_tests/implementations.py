@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from attnspec.conformance.candidate import described
 from attnspec.impls import find as find_kernel
 from attnspec.impls import written
 from attnspec.reference import find as find_reference
@@ -34,10 +35,11 @@ class Backward(Protocol):
 
 @dataclass(frozen=True)
 class Implementation:
-    """`tolerance` is relative to 1 + the largest magnitude of the tensor compared; `on` is the same for another
-    mechanism."""
+    """`outputs` are the names of what it returns; `tolerance` is relative to 1 + the largest magnitude of the tensor
+    compared; `on` is the same for another mechanism."""
 
     name: str
+    outputs: tuple[str, ...]
     forward: Forward
     backward: Backward
     tolerance: float
@@ -56,7 +58,8 @@ def spec(mechanism: Mechanism) -> Implementation:
     ) -> dict[str, Any]:
         return mechanism.gradients(inputs, options, cotangents, wrt=wrt)
 
-    return Implementation("spec", lambda i, o: mechanism.evaluate(i, o), backward, 1e-11, 20, spec)
+    names = tuple(mechanism.outputs)
+    return Implementation("spec", names, lambda i, o: mechanism.evaluate(i, o), backward, 1e-11, 20, spec)
 
 
 def reference(mechanism: Mechanism) -> Implementation:
@@ -78,15 +81,21 @@ def reference(mechanism: Mechanism) -> Implementation:
         got = gradient(**given, **inputs, **options)
         return {name: got[name] for name in wrt}
 
-    return Implementation("reference", lambda i, o: function(**i, **o), backward, 1e-11, 20, reference)
+    names = tuple(mechanism.outputs)
+    return Implementation("reference", names, lambda i, o: function(**i, **o), backward, 1e-11, 20, reference)
 
 
 def kernel(mechanism: Mechanism) -> Implementation:
-    """The Triton implementation in float32, on the GPU where there is one, else under the interpreter."""
+    """The Triton implementation in float32, on the GPU where there is one, else under the interpreter.
+
+    Its outputs are those that its description declares: a kernel need not return all of the mechanism's.
+    """
     import torch
 
     function = find_kernel(mechanism.name)
-    names = list(mechanism.outputs)
+    description = described(function, mechanism.name)
+    declared = None if description is None else description.outputs
+    names = tuple(mechanism.outputs) if declared is None else declared
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def tensors(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,12 +105,13 @@ def kernel(mechanism: Mechanism) -> Implementation:
             out[name] = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
         return out
 
-    def outputs(returned: Any) -> tuple[Any, ...]:
-        return returned if isinstance(returned, tuple) else (returned,)
+    def named(returned: Any) -> dict[str, Any]:
+        values = returned if isinstance(returned, tuple) else (returned,)
+        return {name: value for name, value in zip(names, values, strict=True) if name != "_"}
 
     def forward(inputs: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        values = outputs(function(**tensors(inputs), **options))
-        return {name: value.double().cpu().numpy() for name, value in zip(names, values, strict=True)}
+        values = named(function(**tensors(inputs), **options))
+        return {name: value.double().cpu().numpy() for name, value in values.items()}
 
     def backward(
         inputs: Mapping[str, Any],
@@ -112,12 +122,12 @@ def kernel(mechanism: Mechanism) -> Implementation:
         given = tensors(inputs)
         for name in wrt:
             given[name].requires_grad_()
-        values = dict(zip(names, outputs(function(**given, **options)), strict=True))
+        values = named(function(**given, **options))
         weights = tensors(cotangents)
         torch.autograd.backward([values[name] for name in weights], list(weights.values()))
         return {name: given[name].grad.double().cpu().numpy() for name in wrt}
 
-    return Implementation("triton", forward, backward, 2e-5, 3, kernel_or_reference)
+    return Implementation("triton", names, forward, backward, 2e-5, 3, kernel_or_reference)
 
 
 def kernel_or_reference(mechanism: Mechanism) -> Implementation:

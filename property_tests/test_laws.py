@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from attnspec.conformance.types import Unsupported
 from attnspec.impls import written
 from attnspec.property_tests import implementations
-from attnspec.property_tests.checking import violation
+from attnspec.property_tests.checking import unreturned, violation
 from attnspec.property_tests.draw import trials
 from attnspec.spec import load, mechanisms
 from attnspec.spec.laws import Law, Trial, laws
@@ -38,8 +38,12 @@ def hold(
 ) -> None:
     """Raise AssertionError with the smallest trial found that violates the law (any trial without shrinking).
 
-    A kernel may refuse a call; one that refuses all calls of a law is reported as skipped, with its reason.
+    A kernel may refuse a call, or return fewer outputs than the mechanism has: a law all of whose calls it refuses, and
+    one about what it does not return, is reported as skipped, with the reason.
     """
+    lacking = unreturned(mechanism, law, implementation)
+    if lacking:
+        pytest.skip(f"not applicable: {implementation.name} does not return {', '.join(lacking)}")
     refusals: list[str] = []
     held = 0
 

@@ -102,6 +102,10 @@ class Law:
     def two_calls(self) -> bool:
         return bool(self.other or self.other_options or self.other_sizes or self.without or self.mechanism)
 
+    def speaks_of(self, output: str) -> bool:
+        """Whether the law states something about an output of this name, or weighs it with a cotangent."""
+        return output in self.cotangents or _mentions(f"{self.equal}\n{self.holds}", output)
+
 
 def laws(mechanism: Mechanism) -> list[Law]:
     """All laws that the mechanism's file states.
