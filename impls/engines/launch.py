@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from attnspec.impls.engines import runtime
+from attnspec.impls.engines import interpreter, runtime
 
 
 class Tile(Protocol):
@@ -59,4 +59,5 @@ class Launch:
                 self.kernel[(self.programs,)](**self.arguments, **self.options())
         else:
             runtime.interpreted_launches += 1
+            interpreter.quickened()
             self.kernel[(self.programs,)](**self.arguments)
