@@ -8,10 +8,13 @@ standard output, messages and progress to standard error, progress only where th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -45,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     try:
-        module = import_module(f"attnspec.conformance.{arguments.module}")
-        code: int = getattr(module, arguments.function)(arguments)
-        sys.stdout.flush()
+        with _termination_interrupts():
+            module = import_module(f"attnspec.conformance.{arguments.module}")
+            code: int = getattr(module, arguments.function)(arguments)
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output went away; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,6 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"attnspec {arguments.command}: {_one_line(error)}", file=sys.stderr)
         return 2
     return code
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """A request to terminate, as CI sends it, ends a run like Ctrl-C: workers stop, what was judged is reported."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parser() -> Parser:

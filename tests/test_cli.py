@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -301,3 +303,32 @@ def test_exported_vectors_verify(tmp_path: Path, capsys: pytest.CaptureFixture[s
     path.write_bytes(path.read_bytes()[:-1])
     assert cli.main(["vectors", "verify", out]) == 1
     assert "sha256" in capsys.readouterr().out
+
+
+def test_a_request_to_terminate_stops_the_worker_and_reports_what_was_judged(tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel.py"
+    kernel.write_text(
+        "import os, time\nfrom pathlib import Path\nimport attnspec\n\n"
+        "@attnspec.candidate(mechanism='softmax_attention', framework='numpy', dtypes=('fp32',))\n"
+        "def slow(q, k, v):\n"
+        f"    Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "    while True:\n        sum(range(1000))\n"
+    )
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "attnspec", "check", f"{kernel}:slow", "--level", "smoke", "--json", str(report)]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        pid = tmp_path / "pid"
+        end = time.monotonic() + 60
+        while not (pid.exists() and pid.read_text()) and time.monotonic() < end:
+            time.sleep(0.05)
+        worker = Path("/proc") / pid.read_text() / "stat"
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(60) == 2
+        assert "interrupted: 0 cases were judged" in json.loads(report.read_text())["problems"][0]
+        end = time.monotonic() + 10
+        while worker.exists() and worker.read_text().split()[2] != "Z" and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not worker.exists() or worker.read_text().split()[2] == "Z"
+    finally:
+        run.kill()
