@@ -1,12 +1,12 @@
 """Compile every kernel variant ahead of time, without a GPU, and record what the binaries use.
 
     python -m attnspec.impls.aot [--mechanism NAME,...] [--targets cuda:80,cuda:90,cuda:100,hip:gfx942]
-                                 [--json FILE] [--markdown FILE] [--jobs 2] [--only TEXT]
+                                 [--json FILE] [--markdown FILE] [--jobs 2] [--only TEXT,...] [--record | --check]
 
 For each variant and target: registers, shared memory, spills and the instructions that show whether the tensor cores
 and the asynchronous copies are used, read from the compiled binary (CUDA: cuobjdump on the cubin; AMD: the assembly's
 metadata). A spill to memory or more shared memory than the target has is a failure: exit code 1. Exit code 2: could
-not compile at all (no Triton, unknown target).
+not compile at all (no Triton, unknown target). `--record` and `--check` are explained in `attnspec.impls.aot_record`.
 
 Needs Triton's own tools only. Must not run under TRITON_INTERPRET, where there is nothing to compile.
 """
@@ -127,13 +127,11 @@ def cuda_resources(kernel: Any) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        usage, code = (
-            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
-            for flag in ("-res-usage", "-sass")
-        )
-    found = re.search(r"REG:(\d+)\s+STACK:(\d+)\s+SHARED:(\d+)\s+LOCAL:(\d+)", usage)
+        command = [str(tool), "-res-usage", "-sass", file.name]
+        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+)\s+STACK:(\d+)\s+SHARED:(\d+)\s+LOCAL:(\d+)", code)
     if found is None:
-        raise RuntimeError(f"cuobjdump -res-usage gave no usage line: {usage[:200]!r}")
+        raise RuntimeError(f"cuobjdump -res-usage gave no usage line: {code[:200]!r}")
     mix = _count(code, CUDA_MIX)
     return {
         "registers": int(found[1]), "stack": int(found[2]) + int(found[4]), "mix": mix,
@@ -172,11 +170,16 @@ def judge_call(call: Call, target: str) -> list[Record]:
     try:
         found = launches(call, parse_target(target))
     except Exception as error:  # one call's failure must not end the run: it is recorded
-        return [Record(call.name, target, False, problem=_one_line(error))]
-    return [_judge(name, target, lambda launch=launch: launch) for name, launch in found]  # type: ignore[misc]
+        return [Record(call.name, target, False, problem=one_line(error))]
+    return [judge_launch(name, target, launch) for name, launch in found]
 
 
-def _one_line(error: Exception) -> str:
+def judge_launch(name: str, target: str, launch: Launch) -> Record:
+    """The same for one launch."""
+    return _judge(name, target, lambda: launch)
+
+
+def one_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"
 
@@ -187,7 +190,7 @@ def _judge(name: str, target: str, launch: Callable[[], Launch]) -> Record:
         kernel = compile_launch(launch(), target)
         used = cuda_resources(kernel) if target.startswith("cuda") else amd_resources(kernel)
     except Exception as error:  # one variant's failure must not end the run: it is recorded
-        record.problem = _one_line(error)
+        record.problem = one_line(error)
         return record
     record.shared = int(kernel.metadata.shared)
     for name, value in used.items():
@@ -293,18 +296,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the records to this file")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
-    parser.add_argument("--only", default="", help="only variants whose name contains this text")
+    parser.add_argument("--only", default="", help="only variants (or calls) with one of these texts in their name")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--record", action="store_true", help="keep records of the mechanisms beside softmax attention")
+    what.add_argument("--check", action="store_true", help="compile nothing: say what those records lack")
     given = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         print("aot: TRITON_INTERPRET is set: there is nothing to compile; unset it", file=sys.stderr)
         return 2
     os.environ["TRITON_INTERPRET"] = "0"
     try:
+        from attnspec.impls.aot_calls import Call
+
         targets = [target.strip() for target in given.targets.split(",")]
         for target in targets:
             parse_target(target)
         names = [name.strip() for name in given.mechanism.split(",") if name.strip()]
-        work = [(item, target) for target in targets for item in listed(names, target) if given.only in item.name]
+        kept = given.record or given.check
+        work = [
+            (item, target)
+            for target in targets
+            for item in listed(names, target)
+            if any(text in item.name for text in given.only.split(",")) and (isinstance(item, Call) or not kept)
+        ]
         about = versions()
     except (ValueError, ImportError) as error:
         print(f"aot: {error}", file=sys.stderr)
@@ -312,6 +326,15 @@ def main(argv: list[str] | None = None) -> int:
     if not work:
         print(f"aot: no variant's name contains {given.only!r}", file=sys.stderr)
         return 2
+    if kept:
+        from attnspec.impls import aot_record
+
+        chosen = [(item, target) for item, target in work if isinstance(item, Call)]
+        try:
+            return aot_record.check(chosen) if given.check else aot_record.record(chosen, about["triton"], given.jobs)
+        except ValueError as error:
+            print(f"aot: {error}", file=sys.stderr)
+            return 2
     records: list[Record] = []
     with ProcessPoolExecutor(max_workers=max(1, given.jobs)) as pool:
         for record in (record for found in pool.map(_job, work, chunksize=4) for record in found):

@@ -35,9 +35,10 @@ SPAN = 1024
 @dataclass(frozen=True)
 class _Tile:
     warps: int
+    registers: int = 0
 
     def options(self) -> dict[str, int]:
-        return {"num_warps": self.warps, "num_stages": 1}
+        return {"num_warps": self.warps, "num_stages": 1} | ({"maxnreg": self.registers} if self.registers else {})
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,31 @@ class _Network:
     outer_eps: float
     block: int
 
-    def launch(self, name: str, kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
-        wide = max(padded(self.Q.shape[-1]), padded(self.V.shape[-1]))
-        given = arguments | {"H": self.Q.shape[1], "RELU": self.relu, "BLOCK": self.block}
+    def launch(self, name: str, kernel: Any, programs: int, arguments: dict[str, Any], warps: int = 0) -> None:
+        given = {"BLOCK": self.block} | arguments | {"H": self.Q.shape[1], "RELU": self.relu}
         taken = {entry: given[entry] for entry in kernel.arg_names}
-        Launch(name, kernel, programs, taken, _Tile(8 if wide > 128 else 4)).run(self.Q.device)
+        target = runtime.target_of(self.Q)
+        # Without a number the assembler spills a few registers for the sake of more resident warps.
+        registers = 255 if target is not None and target[0] == "cuda" else 0
+        tile = _Tile(warps or (8 if self.heavy() else 4), registers)
+        Launch(name, kernel, programs, taken, tile).run(self.Q.device)
+
+    def heavy(self) -> bool:
+        """Whether a device would have too few registers for four warps and 64 value features."""
+        many = padded(self.Q.shape[-1]) > 64 or self.Q.dtype == torch.float32
+        return many and runtime.target_of(self.Q) is not None
 
     def heads(self) -> int:
         return int(self.Q.shape[0] * self.Q.shape[1])
 
     def sizes(self) -> dict[str, int]:
         D, E = self.Q.shape[-1], self.V.shape[-1]
-        block = min(padded(E), 32 if padded(D) > 128 else 64)
-        return {"D": D, "E": E, "D_PAD": padded(D), "E_BLOCK": block, "E_BLOCKS": -(-E // block)}
+        features = min(padded(D), 64 if self.heavy() else 128)
+        values = min(padded(E), 32 if self.heavy() else 64)
+        return {
+            "D": D, "E": E, "D_PAD": padded(D), "D_BLOCK": features, "D_BLOCKS": max(1, -(-D // features)),
+            "E_BLOCK": values, "E_BLOCKS": -(-E // values),
+        }  # fmt: skip
 
     def spans(self, tokens: int) -> tuple[int, int]:
         """Number of spans and tiles per span; a program takes one span."""
@@ -119,7 +132,8 @@ class _Network:
             **_strides("k", self.K, "bhid"), **_strides("v", self.V, "bhie"), "N": M, "spans": spans, "steps": steps,
             **sizes,
         }  # fmt: skip
-        self.launch("flow_gather", flow_gather_kernel, self.heads() * spans * sizes["E_BLOCKS"], arguments)
+        programs = self.heads() * spans * sizes["D_BLOCKS"] * sizes["E_BLOCKS"]
+        self.launch("flow_gather", flow_gather_kernel, programs, arguments)
         O = torch.empty((B, H, N, E), dtype=self.V.dtype, device=self.Q.device)
         tiles = -(-N // self.block)
         arguments = {
@@ -132,18 +146,24 @@ class _Network:
     def causal(self) -> Tensor:
         B, H, N, _ = self.Q.shape
         where: dict[str, Any] = {"dtype": torch.float32, "device": self.Q.device}
-        O = torch.empty((B, H, N, self.V.shape[-1]), dtype=self.V.dtype, device=self.Q.device)
         sizes = self.sizes()
+        parts = sizes["D_BLOCKS"]
+        # Blocks of features add up; of one block the kernel writes the output itself.
+        kind = self.V.dtype if parts == 1 else torch.float32
+        O = torch.empty((parts, B, H, N, self.V.shape[-1]), dtype=kind, device=self.Q.device)
+        # Ten tiles of all features are alive at once in the flows: eight numbers of each for a thread.
+        block = min(self.block, 8 if sizes["D_PAD"] > 128 else 16) if runtime.target_of(self.Q) else self.block
         arguments = {
             "Q": self.Q, "K": self.K, "V": self.V, "GAIN": torch.empty((B, H, N), **where),
             "WEIGHT": torch.empty((B, H, N), **where), "O": O, **_strides("q", self.Q, "bhid"),
-            **_strides("k", self.K, "bhid"), **_strides("v", self.V, "bhie"), **_strides("o", O, "bhie"), "N": N,
-            "steps": -(-N // self.block), "eps": self.eps, "outer_eps": self.outer_eps, "clip_at": self.clip_at,
-            **sizes,
+            **_strides("k", self.K, "bhid"), **_strides("v", self.V, "bhie"), **_strides("o", O, "dbhie"), "N": N,
+            "eps": self.eps, "outer_eps": self.outer_eps, "clip_at": self.clip_at, **sizes,
         }  # fmt: skip
-        self.launch("flow_causal", flow_causal_kernel, self.heads(), arguments)
-        self.launch("flow_stream", flow_stream_kernel, self.heads() * sizes["E_BLOCKS"], arguments)
-        return O
+        flows = arguments | {"BLOCK": block, "steps": -(-N // block)}
+        self.launch("flow_causal", flow_causal_kernel, self.heads(), flows, 4 if sizes["D_PAD"] <= 64 else 8)
+        arguments["steps"] = -(-N // self.block)
+        self.launch("flow_stream", flow_stream_kernel, self.heads() * parts * sizes["E_BLOCKS"], arguments)
+        return O[0] if parts == 1 else O.sum(0).to(self.V.dtype)
 
 
 def _strides(prefix: str, tensor: Tensor, axes: str) -> dict[str, int]:

@@ -15,7 +15,7 @@ from attnspec.impls.engines import runtime
 from attnspec.impls.engines.arguments import Arguments
 from attnspec.impls.engines.launch import Launch
 from attnspec.impls.engines.pair_attention import pair_attention_kernel
-from attnspec.impls.engines.softmax_configs import TileConfig, padded
+from attnspec.impls.engines.softmax_configs import TileConfig, interpreted, padded
 
 MOST_FEATURES = 256
 INTERPRETED = (TileConfig(16, 32, 1, 1), TileConfig(32, 16, 1, 1))
@@ -30,6 +30,8 @@ def configs(D: int, E: int, itemsize: int, target: runtime.Target | None) -> tup
     warps = 8 if target[0] == "cuda" and (wide > 64 or itemsize == 4) else 4
     if wide > 128:
         return (TileConfig(16, 16, warps, 1, registers=limit),)
+    if itemsize == 4 and wide > 64:
+        return (TileConfig(32, 16, warps, 1, registers=limit), TileConfig(16, 16, warps, 1, registers=limit))
     return (TileConfig(32, 32, warps, 1, registers=limit), TileConfig(16, 32, warps, 1, registers=limit))
 
 
@@ -71,7 +73,8 @@ def kronecker_tensor_attention(
     factor = call.number("scale", scale, 1.0 / max(D, 1))
     call.no_gradients(Q, K1, K2, V1, V2)
     target = runtime.target_of(Q)
-    tile = config or configs(D, E, Q.dtype.itemsize, target)[0]
+    known = configs(D, E, Q.dtype.itemsize, target)
+    tile = config or (known[0] if target else interpreted(known, N, M * L))
     O = torch.empty((B, H, N, E), dtype=Q.dtype, device=Q.device)
     LSE = torch.empty((B, H, N), dtype=torch.float32, device=Q.device)
     tiles = -(-N // tile.block_m)

@@ -123,3 +123,102 @@ def test_the_page_is_what_the_committed_table_renders_to() -> None:
     committed = table()
     records = [Record(**record) for record in committed["records"]]
     assert (ROOT / "docs/aot.md").read_text() == markdown(records, committed["about"])
+
+
+def recorded(folder: Path, *programs: str) -> subprocess.CompletedProcess[str]:
+    """A program that keeps the records of eca_channel_attention in a folder of its own."""
+    start = (
+        "from pathlib import Path\n"
+        "from attnspec.impls import aot, aot_record\n"
+        f"aot_record.RESULTS, aot_record.PAGE = Path({str(folder)!r}), Path({str(folder / 'page.md')!r})\n"
+        "def run(what):\n"
+        "    print('exit', aot.main([what, '--mechanism', 'eca_channel_attention', '--only', 'fp32',\n"
+        "        '--targets', 'cuda:90,hip:gfx942', '--jobs', '1']))\n"
+    )
+    done = python("-c", start + "\n".join(programs))
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+NO_COMPILER = "def fails(*a): raise AssertionError('compiled again')\naot_record.judge_launch = fails"
+
+
+def test_records_are_kept_and_what_has_one_is_not_compiled_again(tmp_path: Path) -> None:
+    done = recorded(tmp_path, "run('--check'); run('--record'); run('--check')", NO_COMPILER, "run('--record')")
+    lines = done.stdout.splitlines()
+    assert sum(line.endswith(": not recorded") for line in lines) == 4
+    assert [line for line in lines if line.startswith("exit")] == ["exit 1", "exit 0", "exit 0", "exit 0"]
+    assert lines.count("4 binaries recorded: 4 fit, 0 do not") == 2
+    kept = json.loads((tmp_path / "aot.eca_channel_attention.json").read_text())
+    assert len(kept["binaries"]) == 4 and all(b["registers"] > 0 and len(b["inputs"]) == 16 for b in kept["binaries"])
+    page = (tmp_path / "page.md").read_text()
+    assert "| eca_channel_attention | cuda:90 | 2 |" in page
+    assert "| eca_channel_attention | cuda:80 | 0 | | | | | | | not compiled |" in page
+
+
+def test_a_changed_record_is_told_and_one_of_another_triton_is_not_mixed_in(tmp_path: Path) -> None:
+    change = (
+        "import json\n"
+        f"path = Path({str(tmp_path / 'aot.eca_channel_attention.json')!r})\n"
+        "kept = json.loads(path.read_text())\n"
+        "kept['binaries'][0]['inputs'] = '0' * 16\n"
+        "kept['binaries'][1]['problem'] = '8 spills, 32 bytes of stack'\n"
+        "path.write_text(json.dumps(kept)); run('--check')\n"
+        "path.write_text(json.dumps(kept | {'triton': '1.0'})); run('--record')\n"
+    )
+    done = recorded(tmp_path, "run('--record')", change)
+    assert [line for line in done.stdout.splitlines() if line.startswith("exit")] == ["exit 0", "exit 1", "exit 2"]
+    assert ": changed since it was recorded" in done.stdout and ": 8 spills, 32 bytes of stack" in done.stdout
+    assert "is of Triton 1.0" in done.stderr
+
+
+MODULE = """
+import triton
+import triton.language as tl
+SIZE = tl.constexpr({size})
+@triton.jit
+def helper(x):
+    {comment}
+    return x {sign} SIZE
+@triton.jit
+def kernel(X):
+    {comment}
+    tl.store(X, helper(tl.load(X)))
+"""
+MODULES: dict[str, dict[str, Any]] = {
+    "plain": {}, "comment": {"comment": "'''Words.'''  # and more"}, "helper": {"sign": "-"}, "size": {"size": 2},
+}  # fmt: skip
+
+
+def test_a_digest_is_of_what_is_compiled_and_not_of_comments(tmp_path: Path) -> None:
+    for name, change in MODULES.items():
+        (tmp_path / f"{name}_kernels.py").write_text(MODULE.format(**{"size": 1, "comment": "", "sign": "+"} | change))
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import importlib, torch\n"
+        "from attnspec.impls.aot_record import digest\n"
+        "from attnspec.impls.engines.launch import Launch\n"
+        f"for name in {list(MODULES)!r}:\n"
+        "    kernel = importlib.import_module(name + '_kernels').kernel\n"
+        "    kernel.fn.__module__ = kernel.fn.__globals__['helper'].fn.__module__ = 'm'\n"
+        "    for dtype in (torch.float16, torch.float32):\n"
+        "        print(name, dtype, digest(Launch('k', kernel, 1, {'X': torch.zeros(1, dtype=dtype)}), 'cuda:90'))\n"
+    )
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
+    found = {(name, dtype): key for name, dtype, key in (line.split() for line in done.stdout.splitlines())}
+    for dtype in ("torch.float16", "torch.float32"):
+        assert found["plain", dtype] == found["comment", dtype]
+    assert len(set(found.values())) == 6
+
+
+@pytest.mark.slow
+def test_every_kernel_of_every_mechanism_has_a_record_as_it_is_now_and_fits() -> None:
+    done = python("-m", "attnspec.impls.aot", "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_of_the_mechanisms_is_what_their_records_render_to() -> None:
+    from attnspec.impls import aot_record
+
+    assert aot_record.PAGE.read_text(encoding="utf-8") == aot_record.page(aot_record.recorded())

@@ -51,6 +51,11 @@ def test_every_option(causal: bool, options: dict[str, Any]) -> None:
     same(inputs(M=7), options | {"causal": causal})
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_long_rows_in_blocks_of_features(causal: bool) -> None:
+    same(inputs(B=1, H=1, N=20, M=20, D=130, E=70), {"causal": causal})
+
+
 def test_lengths_cut_off_padding_even_where_it_is_not_finite() -> None:
     x = inputs() | {"q_length": torch.tensor([5, 0]).numpy(), "kv_length": torch.tensor([0, 8]).numpy()}
     same(x, {})

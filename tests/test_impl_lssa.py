@@ -45,6 +45,11 @@ def test_every_activation_with_its_gradients(activation: str, normalize_qk: bool
     agrees(NAME, FUNCTION, inputs(), options, tolerance=2e-5)
 
 
+def test_long_rows_with_their_gradients() -> None:
+    for options in ({}, {"reweight": True, "power": 3}):
+        agrees(NAME, FUNCTION, inputs(N=3, M=20, D=130, E=200), options, tolerance=2e-5)
+
+
 def test_scores_that_would_underflow_keep_their_ratios() -> None:
     x = {n: torch.tensor(v).float() for n, v in inputs(N=2, M=2, D=2, H=1).items()}
     x["Q"], x["K"] = torch.ones(1, 1, 2, 2), torch.tensor([[-200.0, 0.0], [-201.0, 0.0]])[None, None]

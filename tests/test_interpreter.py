@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported anywhere
 
+from typing import Any
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -19,9 +21,14 @@ from attnspec.impls.engines import interpreter  # noqa: E402
 
 def test_the_language_is_replaced_once_per_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert interpreter.quickened()
-    calls = []
+    calls: list[object] = []
     replace = tritons._patch_builtin
-    monkeypatch.setattr(tritons, "_patch_builtin", lambda *given: (calls.append(given[0]), replace(*given))[1])
+
+    def counted(*given: Any) -> Any:
+        calls.append(given[0])
+        return replace(*given)
+
+    monkeypatch.setattr(tritons, "_patch_builtin", counted)
     g = torch.Generator().manual_seed(0)
     Q, K, V = (torch.randn(1, 1, 100, 8, generator=g) for _ in range(3))
     first = clipped_softmax_gated_attention(Q, K, V, causal=True)

@@ -4,7 +4,8 @@
 
 x and y are feature maps of queries and keys (Wu et al., arXiv 2202.06258, section 3.2). Bidirectional sums run over
 spans of tokens and are added up by the caller; the causal kernels walk the tokens of a head with running sums in
-registers. Launched by `attnspec.impls.flow`.
+registers. Long rows are taken in blocks of features, as registers hold no state of them all. Launched by
+`attnspec.impls.flow`.
 """
 
 # ruff: noqa: E741 (O is the field's name of the output)
@@ -86,38 +87,38 @@ def flow_sums_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def flow_gather_kernel(
     K, V, LENGTH, WEIGHT, PARTIAL, k_b, k_h, k_i, k_d, v_b, v_h, v_i, v_e, H, N, spans, steps,
-    D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_BLOCK: tl.constexpr, E_BLOCKS: tl.constexpr,
-    RELU: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, D_BLOCK: tl.constexpr, D_BLOCKS: tl.constexpr, E_BLOCK: tl.constexpr,
+    E_BLOCKS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of a span of tokens: the sum of outer(k weight, v), `[b,h,spans,d,e]` (contiguous, float32)."""
-    program = tl.program_id(0)
-    block = program % E_BLOCKS
-    span = program // E_BLOCKS % spans
-    head = program // E_BLOCKS // spans
+    block = tl.program_id(0) % (D_BLOCKS * E_BLOCKS)
+    program = tl.program_id(0) // (D_BLOCKS * E_BLOCKS)
+    span = program % spans
+    head = program // spans
     b, h = (head // H).to(tl.int64), (head % H).to(tl.int64)
     K += b * k_b + h * k_h
     V += b * v_b + h * v_h
     length = N
     if LENGTH is not None:
         length = tl.minimum(tl.load(LENGTH + b), N).to(tl.int32)
-    d = tl.arange(0, D_PAD)
-    e = block * E_BLOCK + tl.arange(0, E_BLOCK)
-    acc = tl.zeros([D_PAD, E_BLOCK], tl.float32)
+    d = block // E_BLOCKS * D_BLOCK + tl.arange(0, D_BLOCK)
+    e = block % E_BLOCKS * E_BLOCK + tl.arange(0, E_BLOCK)
+    acc = tl.zeros([D_BLOCK, E_BLOCK], tl.float32)
     for step in range(steps):
         i = (span * steps + step) * BLOCK + tl.arange(0, BLOCK)
-        k = features(K, i, k_i, d, k_d, i < length, RELU, D, D_PAD)
+        k = features(K, i, k_i, d, k_d, i < length, RELU, D, D_BLOCK * D_BLOCKS)
         v = rows_of(V, i, v_i, e, v_e, i < length, E, E_BLOCK * E_BLOCKS)
         weight = tl.load(WEIGHT + head.to(tl.int64) * N + i, mask=i < length, other=0.0)
         acc = product(tl.trans(narrowed(k * weight[:, None], v.dtype)), v, acc)
-    at = PARTIAL + (program // E_BLOCKS).to(tl.int64) * (D * E) + d[:, None] * E + e[None, :]
+    at = PARTIAL + program.to(tl.int64) * (D * E) + d[:, None] * E + e[None, :]
     tl.store(at, acc, mask=(d < D)[:, None] & (e < E)[None, :])
 
 
 @triton.jit(do_not_specialize=SIZES)
 def flow_output_kernel(
     Q, LENGTH, GAIN, STATE, O, q_b, q_h, q_i, q_d, o_b, o_h, o_i, o_e, H, N, spans,
-    D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_BLOCK: tl.constexpr, E_BLOCKS: tl.constexpr,
-    RELU: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, D_BLOCK: tl.constexpr, D_BLOCKS: tl.constexpr, E_BLOCK: tl.constexpr,
+    E_BLOCKS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Rows of the output: gain * q @ STATE `[b,h,d,e]`; zeros beyond the length. A program owns a tile of queries."""
     program = tl.program_id(0)
@@ -128,14 +129,16 @@ def flow_output_kernel(
     length = N
     if LENGTH is not None:
         length = tl.minimum(tl.load(LENGTH + b), N).to(tl.int32)
-    d = tl.arange(0, D_PAD)
     e = block * E_BLOCK + tl.arange(0, E_BLOCK)
     i = span * BLOCK + tl.arange(0, BLOCK)
-    at = STATE + head.to(tl.int64) * (D * E) + d[:, None] * E + e[None, :]
-    state = tl.load(at, mask=(d < D)[:, None] & (e < E)[None, :], other=0.0)
-    q = features(Q + b * q_b + h * q_h, i, q_i, d, q_d, i < length, RELU, D, D_PAD)
     gain = tl.load(GAIN + head.to(tl.int64) * N + i, mask=i < length, other=0.0)
-    acc = accurate_product(q, state, tl.zeros([BLOCK, E_BLOCK], tl.float32), Q.dtype.element_ty)
+    acc = tl.zeros([BLOCK, E_BLOCK], tl.float32)
+    for part in range(D_BLOCKS):
+        d = part * D_BLOCK + tl.arange(0, D_BLOCK)
+        at = STATE + head.to(tl.int64) * (D * E) + d[:, None] * E + e[None, :]
+        state = tl.load(at, mask=(d < D)[:, None] & (e < E)[None, :], other=0.0)
+        q = features(Q + b * q_b + h * q_h, i, q_i, d, q_d, i < length, RELU, D, D_BLOCK * D_BLOCKS)
+        acc = accurate_product(q, state, acc, Q.dtype.element_ty)
     acc = tl.where((i < length)[:, None], acc * gain[:, None], 0.0)
     at = (O + b * o_b + h * o_h + i.to(tl.int64) * o_i)[:, None] + (e.to(tl.int64) * o_e)[None, :]
     tl.store(at, narrowed(acc, O.dtype.element_ty), mask=(i < N)[:, None] & (e < E)[None, :])
@@ -191,28 +194,32 @@ def flow_causal_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def flow_stream_kernel(
-    Q, K, V, GAIN, WEIGHT, O, q_b, q_h, q_i, q_d, k_b, k_h, k_i, k_d, v_b, v_h, v_i, v_e, o_b, o_h, o_i, o_e,
+    Q, K, V, GAIN, WEIGHT, O, q_b, q_h, q_i, q_d, k_b, k_h, k_i, k_d, v_b, v_h, v_i, v_e, o_d, o_b, o_h, o_i, o_e,
     H, N, steps,
-    D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_BLOCK: tl.constexpr, E_BLOCKS: tl.constexpr,
-    RELU: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, D_BLOCK: tl.constexpr, D_BLOCKS: tl.constexpr, E_BLOCK: tl.constexpr,
+    E_BLOCKS: tl.constexpr, RELU: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of the causal form: gain * q @ state, the state being the sum of outer(k weight, v) up to the row."""
+    """Outputs of the causal form: gain * q @ state, the state being the sum of outer(k weight, v) up to the row.
+
+    Of one block of features only, with O `[d / D_BLOCK, b,h,i,e]`, of which the first stride is o_d: they add up.
+    """
     program = tl.program_id(0)
     block = program % E_BLOCKS
-    head = program // E_BLOCKS
+    part = program // E_BLOCKS % D_BLOCKS
+    head = program // (E_BLOCKS * D_BLOCKS)
     b, h = (head // H).to(tl.int64), (head % H).to(tl.int64)
     Q += b * q_b + h * q_h
     K += b * k_b + h * k_h
     V += b * v_b + h * v_h
-    O += b * o_b + h * o_h
-    d = tl.arange(0, D_PAD)
+    O += part.to(tl.int64) * o_d + b * o_b + h * o_h
+    d = part * D_BLOCK + tl.arange(0, D_BLOCK)
     e = block * E_BLOCK + tl.arange(0, E_BLOCK)
     at = tl.arange(0, BLOCK)
-    state = tl.zeros([D_PAD, E_BLOCK], tl.float32)
+    state = tl.zeros([D_BLOCK, E_BLOCK], tl.float32)
     for step in range(steps):
         i = step * BLOCK + at
-        q = features(Q, i, q_i, d, q_d, i < N, RELU, D, D_PAD)
-        k = features(K, i, k_i, d, k_d, i < N, RELU, D, D_PAD)
+        q = features(Q, i, q_i, d, q_d, i < N, RELU, D, D_BLOCK * D_BLOCKS)
+        k = features(K, i, k_i, d, k_d, i < N, RELU, D, D_BLOCK * D_BLOCKS)
         v = rows_of(V, i, v_i, e, v_e, i < N, E, E_BLOCK * E_BLOCKS)
         weight = tl.load(WEIGHT + head.to(tl.int64) * N + i, mask=i < N, other=0.0)
         gain = tl.load(GAIN + head.to(tl.int64) * N + i, mask=i < N, other=0.0)

@@ -153,7 +153,7 @@ def configs(r: int, itemsize: int, target: runtime.Target | None) -> list[TileCo
     wide = padded(r)
     registers = 255 if target[0] == "cuda" else 0
     if itemsize == 4:
-        sizes = [(16, 16, 8)] if wide > 128 else [(16, 32, 4)]
+        sizes = [(16, 16, 8 if wide > 128 else 4)]
     elif wide > 256:
         sizes = [(32, 16, 8), (16, 16, 8)] if registers else [(16, 16, 8)]
     else:

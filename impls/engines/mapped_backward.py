@@ -21,12 +21,13 @@ from attnspec.impls.engines.mapped_tiles import (
     guarded_product,
     pairs,
     probabilities,
+    products,
     rise,
     rows_of,
     unit_rows,
     weights,
 )
-from attnspec.impls.engines.softmax_tiles import narrowed, product, widened
+from attnspec.impls.engines.softmax_tiles import narrowed, widened
 
 
 @triton.jit
@@ -78,7 +79,8 @@ def mapped_dq_kernel(
     dq_b, dq_h, dq_i, dq_d, mask_b, mask_h, mask_i, mask_j,
     H, N, M, tiles, offset_rows, scale, growth, low, high, power,
     D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_PAD: tl.constexpr, CAUSAL: tl.constexpr,
-    GROWS: tl.constexpr, ACTIVATION: tl.constexpr, MAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    GROWS: tl.constexpr, ACTIVATION: tl.constexpr, MAP: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dQ, and per row (contiguous `[b,h,i]`, float32) what the softmax subtracts (TERM), what the normalisation of the
     powers subtracts (SHIFT) and the gradient of the gate.
@@ -133,12 +135,15 @@ def mapped_dq_kernel(
             k = unit_rows(K, K_LENGTH, j, k_j, d, k_d, j < M, D, D_PAD)
             v = rows_of(V, j, v_j, e, v_e, j < M, E, E_PAD)
             keep = pairs(i[:, None], j[None, :], N, M, MASK, mask_i, mask_j, CAUSAL)
-            s = product(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * factor[:, None]
-            dw = product(do, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+            s = products(
+                q, Q, Q_LENGTH, i, q_i, q_d, inside, k, K, K_LENGTH, j, k_j, k_d, j < M, D, CHUNK, BLOCK_M, BLOCK_N
+            )  # fmt: skip
+            s = s * factor[:, None]
+            dw = products(
+                do, DO, None, i, do_i, do_e, inside, v, V, None, j, v_j, v_e, j < M, E, CHUNK, BLOCK_M, BLOCK_N
+            )  # fmt: skip
             p = probabilities(s, keep, top[:, None], rest[:, None], ACTIVATION)
-            w, slope = weights(
-                p, count[:, None], offset[:, None], peak[:, None], total[:, None], low, high, power, MAP
-            )
+            w, slope = weights(p, count[:, None], offset[:, None], peak[:, None], total[:, None], low, high, power, MAP)
             opened += tl.sum(tl.where(keep, w * dw, 0.0), 1)
             term += tl.sum(tl.where(keep, p * slope * (gate[:, None] * dw - shift[:, None]), 0.0), 1)
             if MAP == SHARPENED:
@@ -158,8 +163,13 @@ def mapped_dq_kernel(
         k = unit_rows(K, K_LENGTH, j, k_j, d, k_d, j < M, D, D_PAD)
         v = rows_of(V, j, v_j, e, v_e, j < M, E, E_PAD)
         keep = pairs(i[:, None], j[None, :], N, M, MASK, mask_i, mask_j, CAUSAL)
-        s = product(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * factor[:, None]
-        dw = product(do, tl.trans(v), tl.zeros([BLOCK_M, BLOCK_N], tl.float32))
+        s = products(
+            q, Q, Q_LENGTH, i, q_i, q_d, inside, k, K, K_LENGTH, j, k_j, k_d, j < M, D, CHUNK, BLOCK_M, BLOCK_N
+        )  # fmt: skip
+        s = s * factor[:, None]
+        dw = products(
+            do, DO, None, i, do_i, do_e, inside, v, V, None, j, v_j, v_e, j < M, E, CHUNK, BLOCK_M, BLOCK_N
+        )  # fmt: skip
         p = probabilities(s, keep, top[:, None], rest[:, None], ACTIVATION)
         w, slope = weights(p, count[:, None], offset[:, None], peak[:, None], total[:, None], low, high, power, MAP)
         dp = slope * (gate[:, None] * dw - shift[:, None])
@@ -178,9 +188,10 @@ def mapped_dkv_kernel(
     dk_b, dk_h, dk_j, dk_d, dv_b, dv_h, dv_j, dv_e, mask_b, mask_h, mask_i, mask_j,
     H, N, M, tiles, offset_rows, scale, growth, low, high, power,
     D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_PAD: tl.constexpr, CAUSAL: tl.constexpr,
-    GROWS: tl.constexpr, ACTIVATION: tl.constexpr, MAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    GROWS: tl.constexpr, ACTIVATION: tl.constexpr, MAP: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of a tile of keys; tiles of pairs are `[j, i]`."""
+    """dK and dV of a tile of keys, or the one that is not None; tiles of pairs are `[j, i]`."""
     GUARD: tl.constexpr = CAUSAL or MASK is not None
     program = tl.program_id(0)
     tile = program % tiles
@@ -190,8 +201,10 @@ def mapped_dkv_kernel(
     K += b * k_b + h * k_h
     V += b * v_b + h * v_h
     DO += b * do_b + h * do_h
-    DK += b * dk_b + h * dk_h
-    DV += b * dv_b + h * dv_h
+    if DK is not None:
+        DK += b * dk_b + h * dk_h
+    if DV is not None:
+        DV += b * dv_b + h * dv_h
     if MASK is not None:
         MASK += b * mask_b + h * mask_h
     row = head.to(tl.int64) * N
@@ -224,19 +237,28 @@ def mapped_dkv_kernel(
         term = tl.load(TERM + i, mask=i < N, other=0.0)
         shift = tl.load(SHIFT + i, mask=i < N, other=0.0)
         keep = pairs(i[None, :], j[:, None], N, M, MASK, mask_i, mask_j, CAUSAL)
-        s = product(k, tl.trans(q), tl.zeros([BLOCK_N, BLOCK_M], tl.float32)) * factor[None, :]
-        dw = product(v, tl.trans(do), tl.zeros([BLOCK_N, BLOCK_M], tl.float32))
+        s = products(
+            k, K, K_LENGTH, j, k_j, k_d, inside, q, Q, Q_LENGTH, i, q_i, q_d, i < N, D, CHUNK, BLOCK_N, BLOCK_M
+        )  # fmt: skip
+        s = s * factor[None, :]
         p = probabilities(s, keep, top[None, :], rest[None, :], ACTIVATION)
         w, slope = weights(p, count[None, :], offset[None, :], peak[None, :], total[None, :], low, high, power, MAP)
-        dv = guarded_product(dv, tl.where(keep, w * gate[None, :], 0.0), keep, do, GUARD)
-        dp = slope * (gate[None, :] * dw - shift[None, :])
-        ds = tl.where(keep, p * (dp - term[None, :]) * rise(s, ACTIVATION) * factor[None, :], 0.0)
-        dk = guarded_product(dk, ds, keep, q, GUARD)
-    dk = unit_gradient(dk, K, K_LENGTH, j, k_j, d, k_d, inside, D, D_PAD)
+        if DV is not None:
+            dv = guarded_product(dv, tl.where(keep, w * gate[None, :], 0.0), keep, do, GUARD)
+        if DK is not None:
+            dw = products(
+                v, V, None, j, v_j, v_e, inside, do, DO, None, i, do_i, do_e, i < N, E, CHUNK, BLOCK_N, BLOCK_M
+            )  # fmt: skip
+            dp = slope * (gate[None, :] * dw - shift[None, :])
+            ds = tl.where(keep, p * (dp - term[None, :]) * rise(s, ACTIVATION) * factor[None, :], 0.0)
+            dk = guarded_product(dk, ds, keep, q, GUARD)
     j64 = j.to(tl.int64)
-    mask = inside[:, None] & (d < D)[None, :]
-    at = (DK + j64 * dk_j)[:, None] + (d.to(tl.int64) * dk_d)[None, :]
-    tl.store(at, narrowed(dk, DK.dtype.element_ty), mask=mask)
-    mask = inside[:, None] & (e < E)[None, :]
-    at = (DV + j64 * dv_j)[:, None] + (e.to(tl.int64) * dv_e)[None, :]
-    tl.store(at, narrowed(dv, DV.dtype.element_ty), mask=mask)
+    if DK is not None:
+        dk = unit_gradient(dk, K, K_LENGTH, j, k_j, d, k_d, inside, D, D_PAD)
+        mask = inside[:, None] & (d < D)[None, :]
+        at = (DK + j64 * dk_j)[:, None] + (d.to(tl.int64) * dk_d)[None, :]
+        tl.store(at, narrowed(dk, DK.dtype.element_ty), mask=mask)
+    if DV is not None:
+        mask = inside[:, None] & (e < E)[None, :]
+        at = (DV + j64 * dv_j)[:, None] + (e.to(tl.int64) * dv_e)[None, :]
+        tl.store(at, narrowed(dv, DV.dtype.element_ty), mask=mask)

@@ -20,12 +20,13 @@ from attnspec.impls.engines.mapped_tiles import (
     guarded_product,
     pairs,
     probabilities,
+    products,
     rows_of,
     sharpened,
     unit_rows,
     weights,
 )
-from attnspec.impls.engines.softmax_tiles import LOG2E, narrowed, product
+from attnspec.impls.engines.softmax_tiles import LOG2E, narrowed
 
 SIZES = ["H", "N", "M", "tiles", "offset_rows"]
 
@@ -52,7 +53,8 @@ def mapped_forward_kernel(
     q_b, q_h, q_i, q_d, k_b, k_h, k_j, k_d, v_b, v_h, v_j, v_e, o_b, o_h, o_i, o_e, mask_b, mask_h, mask_i, mask_j,
     H, N, M, tiles, offset_rows, scale, growth, low, high, power, log_eps,
     D: tl.constexpr, E: tl.constexpr, D_PAD: tl.constexpr, E_PAD: tl.constexpr, CAUSAL: tl.constexpr,
-    GROWS: tl.constexpr, ACTIVATION: tl.constexpr, MAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    GROWS: tl.constexpr, ACTIVATION: tl.constexpr, MAP: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Outputs, and what the backward pass wants of a row (contiguous `[b,h,i]`, float32): its largest logit, the
     logarithm of its sum beside that, its number of keys, its largest excess and the sum of the powers.
@@ -94,7 +96,10 @@ def mapped_forward_kernel(
         j = start + tl.arange(0, BLOCK_N)
         k = unit_rows(K, K_LENGTH, j, k_j, d, k_d, j < M, D, D_PAD)
         keep = pairs(i[:, None], j[None, :], N, M, MASK, mask_i, mask_j, CAUSAL)
-        s = product(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * factor[:, None]
+        s = products(
+            q, Q, Q_LENGTH, i, q_i, q_d, i < N, k, K, K_LENGTH, j, k_j, k_d, j < M, D, CHUNK, BLOCK_M, BLOCK_N
+        )  # fmt: skip
+        s = s * factor[:, None]
         t = tl.where(keep, activated(s, ACTIVATION), float("-inf"))
         new = tl.maximum(top, tl.max(t, 1))
         safe = tl.where(new == float("-inf"), 0.0, new)
@@ -129,7 +134,10 @@ def mapped_forward_kernel(
             k = unit_rows(K, K_LENGTH, j, k_j, d, k_d, j < M, D, D_PAD)
             v = rows_of(V, j, v_j, e, v_e, j < M, E, E_PAD)
             keep = pairs(i[:, None], j[None, :], N, M, MASK, mask_i, mask_j, CAUSAL)
-            s = product(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * factor[:, None]
+            s = products(
+                q, Q, Q_LENGTH, i, q_i, q_d, i < N, k, K, K_LENGTH, j, k_j, k_d, j < M, D, CHUNK, BLOCK_M, BLOCK_N
+            )  # fmt: skip
+            s = s * factor[:, None]
             p = probabilities(s, keep, top[:, None], rest[:, None], ACTIVATION)
             if MAP == SHARPENED:
                 w, x = sharpened(p, count[:, None], offset[:, None], peak[:, None], power)

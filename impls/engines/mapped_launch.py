@@ -24,6 +24,8 @@ from attnspec.impls.engines.softmax_configs import TileConfig, interpreted, padd
 
 MOST_FEATURES = 256
 SHORTEST = 1e-12
+CHUNK = {2: 64, 4: 32}
+"""Features of a product where rows are longer than 128, by bytes per element."""
 ACTIVATIONS = {"exp": IDENTITY, "softplus": SOFTPLUS, "sigmoid": SIGMOID}
 INTERPRETED = [TileConfig(32, 32, 1, 1), TileConfig(16, 64, 1, 1), TileConfig(64, 16, 1, 1)]
 Kind = Literal["forward", "dq", "dkv"]
@@ -64,6 +66,7 @@ class Call:
             "log_eps": math.log(self.eps) if self.eps > 0.0 else -math.inf,
             "D": D, "E": E, "D_PAD": padded(D), "E_PAD": padded(E), "CAUSAL": self.causal, "GROWS": grows,
             "ACTIVATION": ACTIVATIONS[self.activation].value, "MAP": shape.value,
+            "CHUNK": CHUNK[self.Q.dtype.itemsize] if max(padded(D), padded(E)) > 128 else 0,
         }  # fmt: skip
 
 
@@ -77,12 +80,14 @@ def configs(kind: Kind, call: Call, target: runtime.Target | None) -> list[TileC
     if wide > 128:
         return [TileConfig(16, 16, 8 if cuda else 4, 1, registers=limit)]
     if size == 4:
-        return [TileConfig(32, 16 if kind == "dkv" else 32, 8 if cuda else 4, 1, registers=limit)]
+        block = (32, 16) if cuda or kind == "dkv" else (32, 32)
+        return [TileConfig(*block, 8 if cuda else 4, 1, registers=limit)]
     if kind == "forward":
-        return [TileConfig(64, 32, 4, 2, registers=limit), TileConfig(32, 32, 4, 1, registers=limit)]
-    if kind == "dkv":
-        return [TileConfig(32, 16 if wide > 64 else 32, 8 if cuda else 4, 1, registers=limit)]
-    return [TileConfig(32, 32, 8 if cuda and wide > 64 else 4, 1, registers=limit)]
+        warps = 8 if cuda and wide > 64 else 4
+        return [TileConfig(64, 32, warps, 2, registers=limit), TileConfig(32, 32, 4, 1, registers=limit)]
+    if kind == "dq" and wide <= 64:
+        return [TileConfig(32, 32, 4, 1, registers=limit)]
+    return [TileConfig(32, 16 if cuda else 32, 8 if cuda else 4, 1, registers=limit)]
 
 
 def _strides(prefix: str, tensor: Tensor | None, axes: str) -> dict[str, int]:
@@ -147,7 +152,9 @@ def backward(
     dK = torch.empty_like(call.K, memory_format=torch.contiguous_format)
     dV = torch.empty_like(call.V, memory_format=torch.contiguous_format)
     arguments |= {"DK": dK, **_strides("dk", dK, "bhjd"), "DV": dV, **_strides("dv", dV, "bhje")}
-    _launch("dkv", mapped_dkv_kernel, call, arguments)
+    # Registers hold one of two sums over long rows.
+    for part in ({"DV": None}, {"DK": None}) if arguments["CHUNK"] else ({},):
+        _launch("dkv", mapped_dkv_kernel, call, arguments | part)
     return dQ, dK, dV, dgate
 
 

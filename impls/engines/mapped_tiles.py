@@ -125,6 +125,27 @@ def unit_rows(X, LENGTH, at, x_i, d, x_d, inside, D: tl.constexpr, D_PAD: tl.con
 
 
 @triton.jit
+def products(
+    x, X, X_LENGTH, i, x_i, x_d, i_inside, y, Y, Y_LENGTH, j, y_j, y_d, j_inside,
+    D: tl.constexpr, CHUNK: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """Dot products of the rows i and j, which are there as tiles x and y.
+
+    With CHUNK they are read again, so many features at a time: products over long rows need too many registers.
+    """
+    acc = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
+    if CHUNK == 0:
+        acc = product(x, tl.trans(y), acc)
+    else:
+        for start in range(0, D, CHUNK):  # unrolled, what does not change outside would stay in registers
+            d = start + tl.arange(0, CHUNK)
+            left = unit_rows(X, X_LENGTH, i, x_i, d, x_d, i_inside, D, 0)
+            right = unit_rows(Y, Y_LENGTH, j, y_j, d, y_d, j_inside, D, 0)
+            acc = product(left, tl.trans(right), acc)
+    return acc
+
+
+@triton.jit
 def pairs(i, j, N, M, MASK, mask_i, mask_j, CAUSAL: tl.constexpr):
     """Which pairs of a tile are kept; i and j broadcast, and so does what comes back."""
     keep = (i < N) & (j < M)

@@ -220,6 +220,8 @@ def _table_launch(
     kernel = relative_table_kernel
     tiles = -(-count // tile.block)
     taken: dict[str, Any] = {"DREL": None, "DBETA": None, "DGAM": None, **given, **outputs}
+    if tile.registers:  # a tile of CUDA: two products and their shifted copies are alive at once
+        tile = replace(tile, warps=8)
     step = 256 if p.Q.dtype.itemsize == 2 else 32
     taken |= {"STEP_D": min(taken["D_PAD"], step), "STEP_E": min(taken["E_PAD"], step)}
     taken |= {"tiles": tiles, "count": count, "zero": zero, "heads": p.sizes[1] // groups}
