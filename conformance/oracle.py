@@ -85,6 +85,7 @@ def rounding_model(
         product="tf32" if product and dtype == "fp32" else "ieee",
         name=f"{entry.name}+{product}" if product else entry.name,
         outputs=dict.fromkeys(list(spec.outputs)[1:], wide),
+        recomputed=gradient and entry.name == spec.default_rounding,
     )
 
 

@@ -247,3 +247,18 @@ def test_hooks_are_called_for_every_operation_that_rounds() -> None:
     )
     evaluate(program, {"Q": np.ones((2, 3)), "K": np.ones((4, 3))}, arithmetic=Listening())
     assert calls == ["contract 3", "S True", "A False", "tanh", "softmax j", "P True", "sum j", "logsumexp j", "y True"]
+
+
+def test_a_softmax_that_is_computed_again_errs_by_the_rounding_of_its_logsumexp() -> None:
+    rng = np.random.default_rng(0)
+    logits = round_to(80.0 + rng.standard_normal((50, 40)), "fp32")
+    program = read("P[i,j] = softmax[j](S[i,j])\ny[i,j] = P[i,j]", declared("i:N j:M", "S:ij", "y:ij"))
+    exact, once = sigma(program, {"S": logits}, rounding=FP32)
+    _, again = sigma(program, {"S": logits}, rounding=RoundingModel("fp32", recomputed=True))
+    narrow = logits.astype(np.float32)
+    kept = (narrow.max(1) + np.log(np.exp(narrow - narrow.max(1, keepdims=True)).sum(1))).astype(np.float32)
+    z = z_of(np.exp(narrow - kept[:, None]), exact["y"], again["y"])
+    assert 0.15 < np.sqrt((z**2).mean()) < 1.2
+    assert np.sqrt((z_of(np.exp(narrow - kept[:, None]), exact["y"], once["y"]) ** 2).mean()) > 3
+    _, small = sigma(program, {"S": logits - 80.0}, rounding=RoundingModel("fp32", recomputed=True))
+    assert np.median(small["y"] / once["y"]) < 4

@@ -18,10 +18,12 @@ SAMPLES = "~"
 class Arithmetic:
     """Exact arithmetic: every hook returns what it is given. Subclasses disturb.
 
-    `samples` is None when exact, else the length of the axis `SAMPLES` that the hooks add.
+    `samples` is None when exact, else the length of the axis `SAMPLES` that the hooks add. `logits`: whether `reduced`
+    wants the logits of a softmax as its source (its weights otherwise).
     """
 
     samples: int | None = None
+    logits: bool = False
 
     def tensor(self, name: str, value: Named, computed: bool, backend: Backend) -> Named:
         """Called once for each finished real definition (in a recurrence: once for each step). `computed` is

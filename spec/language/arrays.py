@@ -350,7 +350,10 @@ class Evaluator:
         match node.op:
             case "softmax":
                 value = reductions.softmax(backend, body, condition, indices, lengths)
-                value = self.arithmetic.reduced("softmax", value, value, indices, backend)
+                source = value
+                if self.arithmetic.logits:
+                    source = reductions.masked(backend, lift(backend, body, "real"), condition, -math.inf)
+                value = self.arithmetic.reduced("softmax", value, source, indices, backend)
                 return self.at_outer(value, indices, scope)
             case "logsumexp":
                 value = reductions.logsumexp(backend, body, condition, indices, lengths)

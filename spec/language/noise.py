@@ -12,7 +12,9 @@ format and every rounding error relative, independent and uniform in [-u, u] (va
   product carries one rounding: sum(x**2) more.
 - every named definition that computes something is rounded once to the accumulator's format;
 - elementary functions are good to two units in the last place, and exp also sees its argument rounded once;
-- softmax and logsumexp: exp, the sum of the weights (one error for the whole row) and the division;
+- softmax and logsumexp: exp, the sum of the weights (one error for the whole row) and the division; where softmaxes
+  are computed again (`recomputed`), the rounding of the logsumexp that was kept is one more error of the whole row, and
+  logits are rounded once more before it is taken from them (as logarithms to base 2);
 - definitions in `stored` are rounded once to the format of inputs and outputs: x * (1 + u_io * U), plus half
   the smallest number. The error is drawn rather than computed by rounding x, because an honest kernel rounds
   a neighbour of x (an unnormalised weight, a differently scaled one), whose rounding error is of that size
@@ -54,6 +56,8 @@ class RoundingModel:
     `io`: format of inputs and outputs. `stored`: definitions rounded once to `io`. `accumulate`: format of
     sums, of elementary functions and of all other definitions. `product`: "ieee" multiplies operands as they
     are, "tf32" and "io" round them first. `outputs`: formats of outputs that are not `io` (an LSE in fp32).
+    `recomputed`: softmaxes are computed again from logits and their logsumexp, which was kept in the accumulator's
+    format, as tiled backward passes do (Dao et al., arXiv 2205.14135, section 3.1).
     """
 
     io: str = "fp32"
@@ -62,6 +66,7 @@ class RoundingModel:
     product: Literal["ieee", "tf32", "io"] = "ieee"
     name: str = ""
     outputs: Mapping[str, str] = field(default_factory=dict)
+    recomputed: bool = False
 
     def __post_init__(self) -> None:
         format_of(self.io)
@@ -87,6 +92,7 @@ class Noisy(Arithmetic):
         self.rng = rng
         self.unit = unit_roundoff(rounding.accumulator)
         self.io = format_of(rounding.io)
+        self.logits = rounding.recomputed
 
     def tensor(self, name: str, value: Named, computed: bool, backend: Backend) -> Named:
         stored = name in self.rounding.stored
@@ -115,7 +121,7 @@ class Noisy(Arithmetic):
         if op == "prod":
             return self._relative(value, math.sqrt(terms))
         if op == "softmax":
-            return self._softmax(value, axes, terms)
+            return self._softmax(value, source, axes, terms)
         if op == "logsumexp":
             return self._logsumexp(value, source, axes, terms)
         return value
@@ -134,15 +140,25 @@ class Noisy(Arithmetic):
 
     # Parts
 
-    def _softmax(self, value: Named, axes: tuple[str, ...], terms: int) -> Named:
+    def _softmax(self, value: Named, source: Named, axes: tuple[str, ...], terms: int) -> Named:
         weights = _finite(first(value))
         names = first_axes(value)
         squares = _summed(Named(weights**2, names), axes)
         one = np.ones(squares.shape)
-        row = self._disturbed(Named(one, squares.axes), Named(self._sum_scale(squares.array, one, terms), squares.axes))
+        spread = Named(self._sum_scale(squares.array, one, terms), squares.axes)
+        if self.rounding.recomputed:
+            largest = _largest(Named(first(source), first_axes(source)), axes)
+            kept = Named(self.unit / math.sqrt(3) * (np.abs(largest.array) + math.log(max(terms, 1))), largest.axes)
+            spread = combine(_NUMPY, np.hypot, spread, kept)
+        row = self._disturbed(Named(np.ones(spread.shape), spread.axes), spread)
         logs = np.log(np.where(weights > 0, weights, 1.0))
-        scale = self.unit / math.sqrt(3) * weights * np.sqrt(_FUNCTION_ULPS**2 + 1 + logs**2)
-        return self._disturbed(combine(_NUMPY, np.multiply, value, row), Named(scale, names))
+        scale = Named(self.unit / math.sqrt(3) * weights * np.sqrt(_FUNCTION_ULPS**2 + 1 + logs**2), names)
+        if self.rounding.recomputed:
+            logits = Named(_finite(first(source)), first_axes(source))
+            share = Named(self.unit / math.sqrt(3) * weights, names)
+            turned = combine(_NUMPY, lambda w, s: w * np.abs(s), share, logits)
+            scale = combine(_NUMPY, np.hypot, scale, turned)
+        return self._disturbed(combine(_NUMPY, np.multiply, value, row), scale)
 
     def _logsumexp(self, value: Named, source: Named, axes: tuple[str, ...], terms: int) -> Named:
         base, names = first(value), first_axes(value)
@@ -231,6 +247,13 @@ def _finite(array: Any) -> Any:
     if math.isfinite(array.sum()):
         return array
     return np.where(np.isfinite(array), array, 0.0)
+
+
+def _largest(value: Named, axes: tuple[str, ...]) -> Named:
+    """The largest finite element over the axes; 0 where there is none."""
+    over = tuple(value.axes.index(axis) for axis in axes if axis in value.axes)
+    found = np.where(np.isfinite(value.array), value.array, -np.inf).max(axis=over, initial=-np.inf)
+    return Named(_finite(found), tuple(axis for axis in value.axes if axis not in axes))
 
 
 def _summed(value: Named, axes: tuple[str, ...]) -> Named:
