@@ -172,7 +172,7 @@ def _input(name: str, entry: Mapping[str, Any], file: str) -> InputDecl:
         doc=entry.get("doc", ""),
     )
     if decl.drawn and not domains.readable(name, decl.drawn):
-        expected = f"'{domains.UNIT}', '{domains.UNIT} unless OPTION' or bounds such as '0 <= {name} <= 1'"
+        expected = f"'{domains.UNIT}' or bounds such as '0 <= {name} <= 1'"
         raise SpecError(f"inputs.{name}.drawn is {decl.drawn!r}, expected {expected}", file=file)
     return decl
 
