@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from attnspec.conformance.seeing import within
 from attnspec.conformance.shapes import derived, roles
-from attnspec.spec.language import SpecError, static_value
+from attnspec.spec.language import SpecError, static_value, subexpressions
 from attnspec.spec.language.check import left_indices
 from attnspec.spec.language.syntax import Name, Num, Ref
 from attnspec.spec.mechanism import Mechanism
@@ -38,10 +37,10 @@ def gathered(mechanism: Mechanism, sizes: Mapping[str, int]) -> int:
     rows = roles(mechanism).query_index
     for line in mechanism.program.definitions.values():
         by_row = rows in left_indices(line)
-        for node in within(line.body):
+        for node in subexpressions(line.body):
             if not isinstance(node, Ref) or all(isinstance(at, Name | Num) for at in node.subscripts):
                 continue
-            used = {at.id for subscript in node.subscripts for at in within(subscript) if isinstance(at, Name)}
+            used = {at.id for subscript in node.subscripts for at in subexpressions(subscript) if isinstance(at, Name)}
             decl = mechanism.inputs.get(node.name)
             used |= set(decl.batch) if decl is not None else set(mechanism.batch)
             used -= {rows} if by_row else set()

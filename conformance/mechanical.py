@@ -21,7 +21,7 @@ from attnspec.conformance.interface import Interface
 from attnspec.conformance.shapes import derived
 from attnspec.conformance.suite import Suite
 from attnspec.conformance.types import CandidateSignature, Case, CaseData, Direction, Observation
-from attnspec.spec.language import SpecError, children, static_value
+from attnspec.spec.language import SpecError, static_value, subexpressions
 from attnspec.spec.language.formats import round_to
 from attnspec.spec.language.mutate import Mutant, mutants
 from attnspec.spec.language.static import Folder, Plan, Setting
@@ -242,12 +242,9 @@ def _index_sets(program: Program) -> set[frozenset[str]]:
     found: set[frozenset[str]] = set()
     for definition in program.definitions.values():
         axes = {part.id for part in definition.subscripts if isinstance(part, Name)}
-        stack: list[Node] = [definition.body]
-        while stack:
-            node = stack.pop()
+        for node in subexpressions(definition.body):
             if isinstance(node, Reduce):
                 axes |= set(node.indices)
-            stack.extend(children(node))
         found.add(frozenset(axes))
     return found
 
@@ -276,11 +273,8 @@ def _needed(outputs: list[str], plan: Plan) -> set[str]:
             continue
         found.add(name)
         for body in (plan.bodies[name], plan.edges.get(name)):
-            stack: list[Any] = [body] if isinstance(body, Node) else []
-            while stack:
-                node = stack.pop()
+            for node in subexpressions(body) if isinstance(body, Node) else ():
                 pending += [label for label in (getattr(node, "name", None), getattr(node, "id", None)) if label]
-                stack.extend(children(node))
     found |= {name for name, body in plan.bodies.items() if isinstance(body, Num | Bool | Str)}
     plan.needed = found  # type: ignore[attr-defined]
     return found

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from attnspec.conformance import shapes
 from attnspec.conformance.case_id import CaseError, make
 from attnspec.conformance.data import build
-from attnspec.spec.language import children
+from attnspec.spec.language import subexpressions
 from attnspec.spec.language.static import Setting, plan_for
 from attnspec.spec.language.syntax import Name, Node, Ref
 from attnspec.spec.mechanism import Mechanism
@@ -20,22 +20,13 @@ USUAL = frozenset({"causal", "causal_alignment", "window_left", "window_right", 
 SCORING = ("query", "key", "value")
 
 
-def within(node: Node) -> Iterator[Node]:
-    """The node and all below it."""
-    stack = [node]
-    while stack:
-        found = stack.pop()
-        yield found
-        stack.extend(children(found))
-
-
 def _read(bodies: Mapping[str, object], name: str) -> set[str]:
     """What a definition reads, itself or through others."""
     found: set[str] = set()
     todo = [name]
     while todo:
         body = bodies.get(todo.pop())
-        for node in within(body) if isinstance(body, Node) else ():
+        for node in subexpressions(body) if isinstance(body, Node) else ():
             used = node.id if isinstance(node, Name) else node.name if isinstance(node, Ref) else ""
             if used and used not in found:
                 found.add(used)

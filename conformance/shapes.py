@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from attnspec.spec.language import SpecError, children, static_value
-from attnspec.spec.language.syntax import InputDecl, Name, Node, Reduce
+from attnspec.spec.language import SpecError, static_value, subexpressions
+from attnspec.spec.language.syntax import InputDecl, Name, Reduce
 from attnspec.spec.mechanism import Mechanism
 
 T = TypeVar("T")
@@ -52,16 +52,9 @@ def per_mechanism(function: Callable[..., T]) -> Callable[..., T]:
 @per_mechanism
 def operators(mechanism: Mechanism) -> frozenset[str]:
     """The reductions and normalizers that the equations use: `sum`, `softmax`, `rank`, ..."""
-    found = set()
-    stack: list[Node] = [
-        line.body for table in (mechanism.program.definitions, mechanism.program.boundaries) for line in table.values()
-    ]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Reduce):
-            found.add(node.op)
-        stack.extend(children(node))
-    return frozenset(found)
+    tables = mechanism.program.definitions, mechanism.program.boundaries
+    nodes = (node for table in tables for line in table.values() for node in subexpressions(line.body))
+    return frozenset(node.op for node in nodes if isinstance(node, Reduce))
 
 
 @per_mechanism

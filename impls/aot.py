@@ -40,16 +40,13 @@ CUDA_MIX = ("HGMMA", "UTCHMMA", "UTCQMMA", "HMMA", "FFMA", "LDGSTS", "UTMALDG", 
 AMD_MIX = ("v_mfma", "v_fma_f32", "buffer_load", "global_load", "scratch_store", "scratch_load", "v_exp_f32")
 
 
-@dataclass
-class Record:
+@dataclass(kw_only=True)
+class Usage:
     """What one compiled kernel uses. `registers` are 32-bit vector registers per thread; memory is in bytes.
 
     `spills` go to memory and fail; `scalar_spills` (AMD) are scalar registers parked in lanes of vector registers.
     """
 
-    variant: str
-    target: str
-    ok: bool
     registers: int = 0
     shared: int = 0
     stack: int = 0
@@ -59,12 +56,22 @@ class Record:
     problem: str = ""
 
 
+@dataclass
+class Record(Usage):
+    """One compiled variant of softmax attention, or one launch of another mechanism's call."""
+
+    variant: str
+    target: str
+    ok: bool
+
+
 def parse_target(text: str) -> tuple[str, int | str]:
     """("cuda", 90) from cuda:90."""
     if text not in TARGETS:
         raise ValueError(f"unknown target {text!r}; known: {', '.join(TARGETS)}")
-    backend, arch = text.split(":")
-    return (backend, int(arch)) if arch.isdigit() else (backend, arch)
+    from attnspec.impls.engines.runtime import parsed
+
+    return parsed(text)
 
 
 def signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[Any, Any]]:

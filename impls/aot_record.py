@@ -22,13 +22,13 @@ import tokenize
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from attnspec.conformance.report.files import write
-from attnspec.impls.aot import SHARED_LIMIT, TARGETS, judge_launch, one_line, parse_target, signature
+from attnspec.impls.aot import SHARED_LIMIT, TARGETS, Usage, judge_launch, one_line, parse_target, signature
 from attnspec.impls.aot_calls import Call, calls, launches
 from attnspec.impls.engines.launch import Launch
 
@@ -37,23 +37,17 @@ RESULTS = ROOT / "perf" / "results"
 PAGE = ROOT / "docs" / "aot_mechanisms.md"
 TENSOR_CORES = ("HGMMA", "UTCHMMA", "HMMA", "v_mfma")
 COPIES = ("LDGSTS", "UTMALDG")
+USED = frozenset(entry.name for entry in fields(Usage))
 
 
 @dataclass
-class Binary:
+class Binary(Usage):
     """One kernel of a call, compiled for a target; `variant` is the name that `aot_calls.launches` gives it."""
 
     call: str
     target: str
     variant: str
     inputs: str
-    registers: int = 0
-    shared: int = 0
-    stack: int = 0
-    spills: int = 0
-    scalar_spills: int = 0
-    mix: dict[str, int] = field(default_factory=dict)
-    problem: str = ""
 
 
 @dataclass
@@ -88,8 +82,9 @@ def keep(kept: Kept) -> None:
     plain = Binary("", "", "", "")
     lines = []
     for binary in kept.binaries:
-        # Zeros and empty texts are left out.
-        line = {n: x for n, x in asdict(binary).items() if x != getattr(plain, n)}
+        # What it is first, then what it uses; zeros and empty texts are left out.
+        entries = sorted(asdict(binary).items(), key=lambda entry: entry[0] in USED)
+        line = {n: x for n, x in entries if x != getattr(plain, n)}
         lines.append(json.dumps(line))
     head = f'{{"mechanism": {json.dumps(kept.mechanism)}, "triton": {json.dumps(kept.triton)}, "binaries": [\n'
     write(path_of(kept.mechanism), head + ",\n".join(lines) + "\n]}\n")

@@ -15,7 +15,7 @@ from attnspec.impls.engines import runtime
 from attnspec.impls.engines.arguments import Arguments
 from attnspec.impls.engines.launch import Launch
 from attnspec.impls.engines.pair_attention import pair_attention_kernel
-from attnspec.impls.engines.softmax_configs import TileConfig, interpreted, padded
+from attnspec.impls.engines.softmax_configs import TileConfig, interpreted_tile, padded
 
 MOST_FEATURES = 256
 INTERPRETED = (TileConfig(16, 32, 1, 1), TileConfig(32, 16, 1, 1))
@@ -74,7 +74,7 @@ def kronecker_tensor_attention(
     call.no_gradients(Q, K1, K2, V1, V2)
     target = runtime.target_of(Q)
     known = configs(D, E, Q.dtype.itemsize, target)
-    tile = config or (known[0] if target else interpreted(known, N, M * L))
+    tile = config or (known[0] if target else interpreted_tile(known, N, M * L))
     O = torch.empty((B, H, N, E), dtype=Q.dtype, device=Q.device)
     LSE = torch.empty((B, H, N), dtype=torch.float32, device=Q.device)
     tiles = -(-N // tile.block_m)

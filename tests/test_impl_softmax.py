@@ -23,7 +23,7 @@ pytest.importorskip("triton")
 
 from attnspec.conformance.types import Unsupported  # noqa: E402
 from attnspec.impls import softmax_arguments  # noqa: E402
-from attnspec.impls.engines.softmax_configs import INTERPRETED, LARGE, TileConfig, interpreted  # noqa: E402
+from attnspec.impls.engines.softmax_configs import INTERPRETED, LARGE, TileConfig, interpreted_tile  # noqa: E402
 from attnspec.impls.engines.softmax_launch import plan_forward  # noqa: E402
 from attnspec.impls.softmax import configs, softmax_attention  # noqa: E402
 
@@ -486,8 +486,8 @@ def test_what_is_not_offered_is_refused(x: dict[str, Any], message: str) -> None
 
 
 def test_many_pairs_get_large_tiles_in_the_interpreter() -> None:
-    assert interpreted(INTERPRETED, 1024, 1023) == INTERPRETED[0]
-    large = interpreted(INTERPRETED, 1024, 1024)
+    assert interpreted_tile(INTERPRETED, 1024, 1023) == INTERPRETED[0]
+    large = interpreted_tile(INTERPRETED, 1024, 1024)
     assert (large.block_m, large.block_n) == (LARGE, LARGE)
     Q, K, V = (torch.randn(1, 1, size, 4) for size in (1, 300, 300))
     few = softmax_attention(Q, K, V, config=large)

@@ -13,7 +13,7 @@ from torch import Tensor
 from attnspec.impls.engines.biformer_regions import region_attention_kernel, region_mean_kernel, region_score_kernel
 from attnspec.impls.engines.launch import Launch
 from attnspec.impls.engines.neighborhood_launch import strides
-from attnspec.impls.engines.softmax_configs import TileConfig, interpreted, padded
+from attnspec.impls.engines.softmax_configs import TileConfig, interpreted_tile, padded
 
 Target = tuple[str, int | str]
 MEAN_REGIONS = 16
@@ -57,7 +57,7 @@ def tile_of(p: Problem, target: Target | None) -> TileConfig:
         return p.config
     if target is None:
         cells = p.high * p.wide
-        return interpreted(INTERPRETED, p.regions * cells, p.topk * cells)
+        return interpreted_tile(INTERPRETED, p.regions * cells, p.topk * cells)
     head, narrow = max(padded(p.Q.shape[-1]), padded(p.V.shape[-1])), p.Q.element_size() == 2
     rows = min(64 if narrow and head <= 128 else 32, padded(p.high * p.wide))
     if target[0] == "hip" and head > 64:

@@ -18,7 +18,7 @@ from attnspec.impls.engines.informer_rows import (
 )
 from attnspec.impls.engines.launch import Launch
 from attnspec.impls.engines.neighborhood_launch import strides
-from attnspec.impls.engines.softmax_configs import TileConfig, interpreted, padded
+from attnspec.impls.engines.softmax_configs import TileConfig, interpreted_tile, padded
 
 Target = tuple[str, int | str]
 MEASURE_ROWS = 16
@@ -49,7 +49,7 @@ def tile_of(p: Problem, target: Target | None) -> TileConfig:
     if p.config is not None:
         return p.config
     if target is None:
-        return interpreted(INTERPRETED, p.Q.shape[2], p.K.shape[2])
+        return interpreted_tile(INTERPRETED, p.Q.shape[2], p.K.shape[2])
     head = max(padded(p.Q.shape[-1]), padded(p.V.shape[-1]))
     limit = 255 if target[0] == "cuda" else 0
     return TileConfig(16, 32 if head <= 128 else 16, 4 if head <= 64 else 8, 1, registers=limit)

@@ -19,7 +19,7 @@ from attnspec.impls.engines.landmark_forward import landmark_forward_kernel, lan
 from attnspec.impls.engines.launch import Launch
 from attnspec.impls.engines.neighborhood_launch import strides
 from attnspec.impls.engines.softmax_backward import row_term_kernel
-from attnspec.impls.engines.softmax_configs import LARGE, TileConfig, interpreted, padded
+from attnspec.impls.engines.softmax_configs import LARGE, TileConfig, interpreted_tile, padded
 
 Target = tuple[str, int | str]
 Kind = Literal["forward", "scores", "blocks", "dq", "dkv"]
@@ -72,7 +72,7 @@ def tile_of(p: Problem, kind: Kind, target: Target | None) -> TileConfig:
         return p.config
     if target is None:
         # A step takes one block of keys, which may be short: many queries make the steps few.
-        found = interpreted(INTERPRETED, p.Q.shape[2], p.K.shape[2])
+        found = interpreted_tile(INTERPRETED, p.Q.shape[2], p.K.shape[2])
         return found if found == INTERPRETED[0] else replace(found, block_m=8 * LARGE, block_n=32)
     head, narrow = max(padded(p.Q.shape[-1]), padded(p.V.shape[-1])), p.Q.element_size() == 2
     # A wave of AMD has 64 lanes: eight of them have 256 registers each, four have 512.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from attnspec.impls.engines import runtime
 from attnspec.impls.engines.launch import Launch
-from attnspec.impls.engines.softmax_configs import TileConfig, interpreted, padded
+from attnspec.impls.engines.softmax_configs import TileConfig, interpreted_tile, padded
 from attnspec.impls.engines.softmax_decode import ROWS, softmax_merge_kernel, split_count
 from attnspec.impls.engines.softmax_tiles import LOG2E, exact_product, narrowed, not_finite, product
 
@@ -173,7 +173,7 @@ def plan(
     B, H, N, R = p.QA.shape
     M, U = p.C.shape[1], p.QR.shape[3]
     known = configs(R, p.QA.dtype.itemsize, target)
-    tile = config or (known[0] if target else interpreted(known, N * H, M))
+    tile = config or (known[0] if target else interpreted_tile(known, N * H, M))
     tiles = -(-N * H // tile.block_m)
     splits = tile.splits or split_count(tiles * B, -(-M // tile.block_n), processors)
     where: dict[str, Any] = {"device": p.QA.device}

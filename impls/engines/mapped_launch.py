@@ -20,7 +20,7 @@ from attnspec.impls.engines.launch import Launch
 from attnspec.impls.engines.mapped_backward import mapped_dkv_kernel, mapped_dq_kernel
 from attnspec.impls.engines.mapped_forward import mapped_forward_kernel
 from attnspec.impls.engines.mapped_tiles import CLIPPED, IDENTITY, SHARPENED, SIGMOID, SOFTPLUS
-from attnspec.impls.engines.softmax_configs import TileConfig, interpreted, padded
+from attnspec.impls.engines.softmax_configs import TileConfig, interpreted_tile, padded
 
 MOST_FEATURES = 256
 SHORTEST = 1e-12
@@ -98,7 +98,7 @@ def _strides(prefix: str, tensor: Tensor | None, axes: str) -> dict[str, int]:
 def _launch(kind: Kind, kernel: Any, call: Call, arguments: dict[str, Any]) -> None:
     target = runtime.target_of(call.Q)
     known = configs(kind, call, target)
-    tile = call.config or (known[0] if target else interpreted(known, call.Q.shape[2], call.K.shape[2]))
+    tile = call.config or (known[0] if target else interpreted_tile(known, call.Q.shape[2], call.K.shape[2]))
     rows, block = (call.K.shape[2], tile.block_n) if kind == "dkv" else (call.Q.shape[2], tile.block_m)
     tiles = -(-rows // block)
     given = arguments | {"tiles": tiles, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}

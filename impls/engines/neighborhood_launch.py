@@ -21,7 +21,7 @@ from attnspec.impls.engines.neighborhood_backward import (
 )
 from attnspec.impls.engines.neighborhood_forward import neighborhood_forward_kernel
 from attnspec.impls.engines.softmax_backward import row_term_kernel
-from attnspec.impls.engines.softmax_configs import TileConfig, interpreted, padded
+from attnspec.impls.engines.softmax_configs import TileConfig, interpreted_tile, padded
 
 Target = tuple[str, int | str]
 Kind = Literal["forward", "dq", "dkv", "extra"]
@@ -62,7 +62,7 @@ def tile_of(p: Problem, kind: Kind, target: Target | None) -> TileConfig:
     if p.config is not None:
         return p.config
     if target is None:
-        return interpreted(INTERPRETED, p.Q.shape[2], p.K.shape[2])
+        return interpreted_tile(INTERPRETED, p.Q.shape[2], p.K.shape[2])
     head, narrow = max(padded(p.Q.shape[-1]), padded(p.V.shape[-1])), p.Q.element_size() == 2
     # A wave of AMD has 64 lanes: eight of them have 256 registers each, four have 512.
     limit, wide = (255, 8) if target[0] == "cuda" else (0, 4)

@@ -68,7 +68,7 @@ MANY_PAIRS = 1 << 20
 LARGE = 128
 
 
-def interpreted(configs: Sequence[TileConfig], queries: int, keys: int) -> TileConfig:
+def interpreted_tile(configs: Sequence[TileConfig], queries: int, keys: int) -> TileConfig:
     """The configuration in Triton's interpreter, where a tile costs the same whatever its size.
 
     The first, but LARGE queries and keys where there are so many pairs that small tiles would take minutes.

@@ -19,7 +19,7 @@ from attnspec.impls.engines.launch import Launch
 from attnspec.impls.engines.softmax_backward import row_term_kernel, softmax_dq_kernel
 from attnspec.impls.engines.softmax_backward_bias import softmax_dbias_kernel
 from attnspec.impls.engines.softmax_backward_keys import softmax_dkv_kernel
-from attnspec.impls.engines.softmax_configs import Kind, Target, TileConfig, configs, interpreted, padded
+from attnspec.impls.engines.softmax_configs import Kind, Target, TileConfig, configs, interpreted_tile, padded
 from attnspec.impls.engines.softmax_decode import ROWS, softmax_merge_kernel, split_count
 from attnspec.impls.engines.softmax_forward import softmax_forward_kernel
 from attnspec.impls.engines.softmax_segments import segment_tables
@@ -125,7 +125,7 @@ def has_pair_data(p: Problem) -> bool:
 
 def _tile(kind: Kind, p: Problem, config: TileConfig | None, target: Target | None) -> TileConfig:
     known = configs(kind, p.D, p.E, p.Q.dtype.itemsize, target, has_pair_data(p))
-    return config or (known[0] if target else interpreted(known, p.N, p.M))
+    return config or (known[0] if target else interpreted_tile(known, p.N, p.M))
 
 
 def empty_outputs(p: Problem) -> tuple[Tensor, Tensor]:

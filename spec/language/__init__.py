@@ -17,7 +17,7 @@ from attnspec.spec.language.check import check, kind_of
 from attnspec.spec.language.errors import EvaluationError, SpecError
 from attnspec.spec.language.evaluate import evaluate
 from attnspec.spec.language.formats import round_to, unit_roundoff
-from attnspec.spec.language.macros import children, rebuild
+from attnspec.spec.language.macros import children, rebuild, subexpressions
 from attnspec.spec.language.noise import RoundingModel, sigma
 from attnspec.spec.language.reader import parse_node as read_expression
 from attnspec.spec.language.reader import read
@@ -97,6 +97,7 @@ __all__ = [
     "round_to",
     "sigma",
     "static_value",
+    "subexpressions",
     "sympy_evaluate",
     "to_json",
     "to_latex",

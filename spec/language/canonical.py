@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from attnspec.spec.language.macros import children, rebuild
+from attnspec.spec.language.macros import children, rebuild, subexpressions
 from attnspec.spec.language.syntax import (
     Binary,
     Bool,
@@ -177,13 +177,7 @@ def _cond(node: Cond) -> Node:
 
 
 def _names(node: Node) -> list[str]:
-    found: list[str] = []
-    stack = [node]
-    while stack:
-        here = stack.pop()
-        if isinstance(here, Ref):
-            found.append(here.name)
-        elif isinstance(here, Name):
-            found.append(here.id)
-        stack.extend(children(here))
-    return found
+    return [
+        here.name if isinstance(here, Ref) else here.id
+        for here in subexpressions(node) if isinstance(here, Ref | Name)
+    ]  # fmt: skip

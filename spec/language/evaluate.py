@@ -18,7 +18,7 @@ from attnspec.spec.language.arrays import Evaluator
 from attnspec.spec.language.backend import Backend, backend_for
 from attnspec.spec.language.check import left_indices
 from attnspec.spec.language.errors import EvaluationError
-from attnspec.spec.language.macros import children
+from attnspec.spec.language.macros import subexpressions
 from attnspec.spec.language.named import Named, expanded
 from attnspec.spec.language.scope import Domain, Scope
 from attnspec.spec.language.sizes import index_size, infer_sizes, resolve_options, shape_of
@@ -179,13 +179,11 @@ def _uses(evaluator: Evaluator, wanted: Sequence[str]) -> dict[str, set[str]]:
             continue
         uses[name] = set()
         bodies = [plan.bodies[name], *([plan.edges[name]] if name in plan.edges else [])]
-        stack = [body for body in bodies if not isinstance(body, EvaluationError)]
-        while stack:
-            node = stack.pop()
-            used = node.name if isinstance(node, Ref) else node.id if isinstance(node, Name) else ""
-            if used in program.definitions:
-                uses[name].add(used)
-            stack.extend(children(node))
+        for body in bodies:
+            for node in () if isinstance(body, EvaluationError) else subexpressions(body):
+                used = node.name if isinstance(node, Ref) else node.id if isinstance(node, Name) else ""
+                if used in program.definitions:
+                    uses[name].add(used)
         todo.extend(uses[name])
     return uses
 

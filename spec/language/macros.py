@@ -10,9 +10,10 @@ call macros defined above it. Expansion is bounded in size.
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from attnspec.spec.language.errors import SpecError
@@ -82,6 +83,15 @@ def children(node: Node) -> tuple[Node, ...]:
     return ()
 
 
+def subexpressions(node: Node) -> Iterator[Node]:
+    """The node and everything below it, each node before what is in it."""
+    stack = [node]
+    while stack:
+        found = stack.pop()
+        yield found
+        stack.extend(children(found))
+
+
 def rebuild(node: Node, parts: tuple[Node, ...]) -> Node:
     """`node` with its `children` replaced by `parts`."""
     match node:
@@ -106,13 +116,7 @@ def rebuild(node: Node, parts: tuple[Node, ...]) -> Node:
 
 def tree_size(node: Node, limit: int = MAX_NODES) -> int:
     """The number of nodes, counted up to `limit`."""
-    count = 0
-    stack = [node]
-    while stack and count <= limit:
-        current = stack.pop()
-        count += 1
-        stack.extend(children(current))
-    return count
+    return sum(1 for _ in islice(subexpressions(node), limit + 1))
 
 
 def tree_depth(node: Node) -> int:
@@ -229,18 +233,11 @@ def parse_macros(text: str, file: str, known: Mapping[str, Macro]) -> dict[str, 
 
 
 def _only_own_indices(body: Node, name: str, indices: tuple[str, ...], file: str) -> None:
-    stack = [body]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Reduce):
-            for index in node.indices:
-                if index not in indices:
-                    raise fail(
-                        f"macro '{name}' binds '{index}', which is not one of its index parameters",
-                        node.at,
-                        file,
-                    )
-        stack.extend(children(node))
+    for node in subexpressions(body):
+        for index in node.indices if isinstance(node, Reduce) else ():
+            if index not in indices:
+                message = f"macro '{name}' binds '{index}', which is not one of its index parameters"
+                raise fail(message, node.at, file)
 
 
 @cache

@@ -147,7 +147,7 @@ class Noisy(Arithmetic):
         one = np.ones(squares.shape)
         spread = Named(self._sum_scale(squares.array, one, terms), squares.axes)
         if self.rounding.recomputed:
-            largest = _largest(Named(first(source), first_axes(source)), axes)
+            largest = _highest(Named(first(source), first_axes(source)), axes)
             kept = Named(self.unit / math.sqrt(3) * (np.abs(largest.array) + math.log(max(terms, 1))), largest.axes)
             spread = combine(_NUMPY, np.hypot, spread, kept)
         row = self._disturbed(Named(np.ones(spread.shape), spread.axes), spread)
@@ -249,7 +249,7 @@ def _finite(array: Any) -> Any:
     return np.where(np.isfinite(array), array, 0.0)
 
 
-def _largest(value: Named, axes: tuple[str, ...]) -> Named:
+def _highest(value: Named, axes: tuple[str, ...]) -> Named:
     """The largest finite element over the axes; 0 where there is none."""
     over = tuple(value.axes.index(axis) for axis in axes if axis in value.axes)
     found = np.where(np.isfinite(value.array), value.array, -np.inf).max(axis=over, initial=-np.inf)
