@@ -108,7 +108,7 @@ def draw(
         it.inputs[name] = _by_role(it, mechanism.inputs[name])
     RECIPES[values](it)
     for name in present:
-        if mechanism.inputs[name].drawn == domains.UNIT:
+        if domains.of_unit_length(mechanism.inputs[name], options):
             it.inputs[name] = domains.unit(it.inputs[name])
     return {name: rounded(value, dtype) for name, value in it.inputs.items()}
 

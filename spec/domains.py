@@ -78,7 +78,14 @@ class Domain:
 
 
 UNIT = "unit"
-"""`drawn` of an input whose vectors have length 1 along its last axis."""
+"""`drawn` of an input whose vectors have length 1 along its last axis; `unit unless OPTION`: of any under that flag."""
+_UNIT = re.compile(rf"{UNIT}(?: unless (?P<flag>\w+))?")
+
+
+def of_unit_length(decl: InputDecl, options: Mapping[str, Any]) -> bool:
+    """Whether vectors of the input are drawn of length 1 under these options (those that are not given are false)."""
+    found = _UNIT.fullmatch(decl.drawn)
+    return found is not None and not (found["flag"] and options.get(found["flag"]))
 
 
 def domain(decl: InputDecl) -> Domain | None:
@@ -93,7 +100,7 @@ def drawn(decl: InputDecl) -> Domain | None:
 
 def readable(name: str, text: str) -> bool:
     """Whether a declaration of this name may have this text as its `drawn`."""
-    return text == UNIT or _read(name, text) is not None
+    return _UNIT.fullmatch(text) is not None or _read(name, text) is not None
 
 
 def unit(array: Array) -> Array:

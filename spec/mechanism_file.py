@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ def _input(name: str, entry: Mapping[str, Any], file: str) -> InputDecl:
         doc=entry.get("doc", ""),
     )
     if decl.drawn and not domains.readable(name, decl.drawn):
-        expected = f"'{domains.UNIT}' or bounds such as '0 <= {name} <= 1'"
+        expected = f"'{domains.UNIT}', '{domains.UNIT} unless OPTION' or bounds such as '0 <= {name} <= 1'"
         raise SpecError(f"inputs.{name}.drawn is {decl.drawn!r}, expected {expected}", file=file)
     return decl
 
@@ -210,7 +210,7 @@ def _gradient(
 ) -> tuple[Program | None, Mapping[str, str]]:
     """Forward and backward equations as one program whose inputs include the cotangents `d<output>`.
 
-    `instead` holds definitions that replace those of the same name, and what these need beside them.
+    `instead` holds definitions that replace those of the same name in both, and what these need beside them.
     """
     if "gradient" not in raw:
         if instead:
@@ -229,17 +229,24 @@ def _gradient(
     outputs = {out: OutputDecl(out, declarations.inputs[source].axes) for out, source in gradient_of.items()}
     extended = dataclasses.replace(declarations, inputs={**declarations.inputs, **cotangents}, outputs=outputs)
     stated = raw["gradient"]["text"]
+    forward = raw["equations"]["text"].rstrip("\n") + "\n"
     if instead:
         names = set(_LEFT.findall(instead))
         if not names & set(_LEFT.findall(stated)):
             raise SpecError("its gradient defines nothing that [gradient] defines", file=file)
-        stated = "".join(line for name, line in _statements(stated) if name not in names) + instead
-    text = raw["equations"]["text"].rstrip("\n") + "\n" + stated
+        stated = _without(names, stated) + instead
+        forward = _without(names, forward)
+    text = forward + stated
     return read(text, extended, macros=macros, file=file), gradient_of
 
 
 _LEFT = re.compile(r"^([A-Za-z]\w*)(?=\s*(?:\[[^\]]*\])?\s*=[^=])", re.MULTILINE)
 """The name that a statement defines: statements begin at the left margin."""
+
+
+def _without(names: Collection[str], text: str) -> str:
+    """The statements that define other names."""
+    return "".join(line for name, line in _statements(text) if name not in names)
 
 
 def _statements(text: str) -> list[tuple[str, str]]:

@@ -320,7 +320,7 @@ def test_values_keep_to_what_callers_give(tmp_path: Path, drawn: str) -> None:
 
 
 def test_a_way_to_draw_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"X\.drawn is 'small', expected 'unit' or bounds such as '0 <= X <= 1'"):
+    with pytest.raises(SpecError, match=r"X\.drawn is 'small', expected 'unit', 'unit unless OPTION' or bounds"):
         drawing(tmp_path, "small")
 
 
@@ -418,3 +418,12 @@ def test_keys_hidden_by_default_are_spoiled_without_any_option(name: str) -> Non
 def test_hiding_by_default_is_known_of_both_kinds(spec: Mechanism) -> None:
     assert not hides_by_default(spec)
     assert all(hides_by_default(load(name)) for name in ("landmark_attention", "lssa_softplus_attention"))
+
+
+def test_keys_are_of_length_one_unless_the_mechanism_makes_them_so() -> None:
+    mechanism = load("gated_delta_rule")
+    for flag in (False, True):
+        options = {"normalize_qk": flag}
+        data = build(make(mechanism, "options", sizes={**shapes.BASE, "heads": 2, "kv_heads": 4}, options=options))
+        assert np.allclose(np.linalg.norm(data.inputs["K"], axis=-1), 1.0, atol=1e-6) is not flag
+    assert mechanism.options["normalize_qk"].default is False

@@ -14,7 +14,13 @@ from attnspec.conformance import api
 from attnspec.conformance.finding import built_in
 
 FEW = ["*/shapes/*", "*/values/*", "*/options/*"]
-LINEAR = ("fla-gla", "fla-gated-delta-rule", "fla-gated-delta-rule-chunk", "fla-lightning-attention")
+LINEAR = (
+    "fla-gla",
+    "fla-gated-delta-rule",
+    "fla-gated-delta-rule-chunk",
+    "fla-lightning-attention",
+    "fla-lightning-attention-chunk",
+)
 FLEX = ("flex-neighborhood", "flex-music-relative")
 
 
@@ -52,6 +58,7 @@ SPOILED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "fla-gated-delta-rule": lambda given: given | {"g": given["g"] * 0.99},
     "fla-gated-delta-rule-chunk": lambda given: given | {"g": given["g"].roll(1, 2)},
     "fla-lightning-attention": lambda given: given | {"s": given["s"].flip(0)},  # heads in another order
+    "fla-lightning-attention-chunk": lambda given: given | {"s": given["s"] * 1.001},
     "flex-neighborhood": lambda given: given | {"window_x": (given.get("window_x") or given["Q"].shape[2]) - 1},
     "flex-music-relative": lambda given: given | {"rel": given["rel"].roll(1, -2)},
 }  # the table read one row off

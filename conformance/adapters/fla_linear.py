@@ -1,7 +1,8 @@
 """Linear attention of flash-linear-attention: its naive functions on the CPU, its Triton kernels on a GPU.
 
-`fla-gla` (gated linear attention), `fla-gated-delta-rule` (recurrent form), `fla-gated-delta-rule-chunk`, and
-`fla-lightning-attention` (the library's "simple" gated linear attention with the fixed decay of lightning attention).
+`fla-gla` (gated linear attention), `fla-gated-delta-rule` and `fla-lightning-attention` (the library's "simple" gated
+linear attention with the fixed decay of lightning attention) in their recurrent forms, and the chunked forms of the
+last two, `fla-gated-delta-rule-chunk` and `fla-lightning-attention-chunk`.
 The library's layout is [b,i,h,d] and its decays are natural logarithms. Its naive functions have one key head per query
 head and no packed sequences; grouped heads are repeated here, as its layers do. Without tokens some of them return the
 initial state itself, the caller's memory: such calls are refused here.
@@ -37,6 +38,7 @@ GLA = _of("gla", "naive_recurrent_gla", "chunk_gla")
 DELTA = _of("gated_delta_rule", "naive_recurrent_gated_delta_rule", "fused_recurrent_gated_delta_rule")
 DELTA_CHUNK = _of("gated_delta_rule", "naive_chunk_gated_delta_rule", "chunk_gated_delta_rule")
 SIMPLE = _of("simple_gla", "naive_recurrent_simple_gla", "fused_recurrent_simple_gla")
+SIMPLE_CHUNK = _of("simple_gla", "naive_chunk_simple_gla", "chunk_simple_gla")
 
 
 def _turned(tensor: Any) -> Any:
@@ -108,17 +110,32 @@ def fla_gated_delta_rule_chunk(
     return _delta(DELTA_CHUNK, Q, K, V, beta, g, S0, scale, **more)
 
 
-@candidate(
-    mechanism="lightning_attention",
-    short_name="fla-lightning-attention",
-    outputs=("O", "kv"),
-    output_dtypes={"kv": "fp32"},
-    input_dtypes={"s": "fp32", "kv0": "fp32"},
-    version=VERSION,
-)
-def fla_lightning_attention(Q: Any, K: Any, V: Any, s: Any, kv0: Any = None) -> tuple[Any, Any]:
-    """`naive_recurrent_simple_gla`, `fused_recurrent_simple_gla`, with the decay -s of every token."""
+def _simple(
+    find: Callable[[Any], Callable[..., Any]], Q: Any, K: Any, V: Any, s: Any, kv0: Any, **more: Any
+) -> tuple[Any, Any]:  # fmt: skip
     _some_tokens(Q)
     decay = -s[None, None, :].expand(Q.shape[0], Q.shape[2], -1)
-    O, S = SIMPLE(Q)(*map(_turned, (Q, K, V)), decay, scale=1.0, initial_state=kv0, output_final_state=True)
+    O, S = find(Q)(*map(_turned, (Q, K, V)), decay, scale=1.0, initial_state=kv0, output_final_state=True, **more)
     return _turned(O).to(V.dtype), S
+
+
+@candidate(
+    mechanism="lightning_attention", short_name="fla-lightning-attention", outputs=("O", "kv"),
+    output_dtypes={"kv": "fp32"}, input_dtypes={"s": "fp32", "kv0": "fp32"}, version=VERSION,
+)  # fmt: skip
+def fla_lightning_attention(Q: Any, K: Any, V: Any, s: Any, kv0: Any = None) -> tuple[Any, Any]:
+    """`naive_recurrent_simple_gla`, `fused_recurrent_simple_gla`, with the decay -s of every token."""
+    return _simple(SIMPLE, Q, K, V, s, kv0)
+
+
+@candidate(
+    mechanism="lightning_attention", short_name="fla-lightning-attention-chunk", outputs=("O", "kv"),
+    output_dtypes={"kv": "fp32"}, input_dtypes={"s": "fp32", "kv0": "fp32"}, form="blocks_of_summed_decays",
+    version=VERSION,
+)  # fmt: skip
+def fla_lightning_attention_chunk(
+    Q: Any, K: Any, V: Any, s: Any, kv0: Any = None, *, block: int = 64
+) -> tuple[Any, Any]:
+    """`naive_chunk_simple_gla`, `chunk_simple_gla` (whose chunk is the library's own)."""
+    more = {} if Q.device.type == "cuda" else {"chunk_size": block}
+    return _simple(SIMPLE_CHUNK, Q, K, V, s, kv0, **more)
