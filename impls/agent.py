@@ -15,9 +15,10 @@ from torch.autograd.function import once_differentiable
 
 from attnspec.conformance.candidate import candidate
 from attnspec.impls import softmax
-from attnspec.impls.engines import runtime  # noqa: F401 (first: it decides how Triton is imported)
+from attnspec.impls.engines import runtime  # first: it decides how Triton is imported
 from attnspec.impls.engines.arguments import Arguments
 from attnspec.impls.engines.depthwise import depthwise, depthwise_weights
+from attnspec.impls.engines.softmax_configs import TileConfig
 from attnspec.impls.softmax_arguments import MAX_HEAD, Problem, check
 
 INPUTS = ("Q", "K", "V", "A", "pool", "B1", "B2", "dwc_w", "dwc_b")
@@ -51,11 +52,18 @@ class _Call:
         return x["dwc_w"] is not None or self.shortcut != 0.0
 
 
+def _tile(call: _Call, Q: Tensor) -> Any:
+    """Of both forward calls; None: the engine chooses, but its two stages beside a bias spill on Blackwell."""
+    small = Q.shape[-1] <= 64 and Q.dtype.itemsize == 2 and runtime.target_of(Q) == ("cuda", 100)
+    return call.config or (TileConfig(64, 32, 4, 1, registers=255) if small else None)
+
+
 def _forward(call: _Call, x: dict[str, Any]) -> tuple[Tensor, ...]:
     """O, and what the backward pass needs: agents, their values and LSE, the attention's output and LSE."""
     agents = x["A"] if x["pool"] is None else torch.matmul(x["pool"], x["Q"])
-    values, read = softmax.forward(call.reading(agents, x), call.config)
-    core, answered = softmax.forward(call.answering(agents, values, x), call.config)
+    tile = _tile(call, x["Q"])
+    values, read = softmax.forward(call.reading(agents, x), tile)
+    core, answered = softmax.forward(call.answering(agents, values, x), tile)
     out = core
     if call.local(x):
         out = depthwise(

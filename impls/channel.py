@@ -22,7 +22,7 @@ from attnspec.impls.engines.channel_maps import (
     channel_products_kernel,
     channel_softmax_kernel,
 )
-from attnspec.impls.engines.launch import Launch
+from attnspec.impls.engines.launch import Launch, without_spills
 from attnspec.impls.engines.softmax_configs import padded
 
 MOST_CHANNELS = 1024
@@ -36,9 +36,9 @@ CELLS = 1024
 """Cells of a plane that one program takes."""
 
 
-def _launch(name: str, kernel: Any, programs: int, arguments: dict[str, Any], device: torch.device) -> None:
+def _launch(name: str, kernel: Any, programs: int, arguments: dict[str, Any], near: Tensor) -> None:
     taken = {entry: arguments[entry] for entry in kernel.arg_names}
-    Launch(name, kernel, programs, taken).run(device)
+    Launch(name, kernel, programs, taken, without_spills(4, runtime.target_of(near))).run(near.device)
 
 
 def _strides(prefix: str, tensor: Tensor, axes: str) -> dict[str, int]:
@@ -72,9 +72,9 @@ class _Groups:
             "tiles": tiles, "scale": self.scale, "BLOCK": self.block, "BLOCK_C": wide, "C_PAD": padded(C),
         }  # fmt: skip
         heads = B * G
-        _launch("channel_products", channel_products_kernel, heads * spans * blocks * blocks, arguments, device)
-        _launch("channel_softmax", channel_softmax_kernel, heads * C, arguments, device)
-        _launch("channel_mixing", channel_mixing_kernel, heads * tiles * blocks, arguments, device)
+        _launch("channel_products", channel_products_kernel, heads * spans * blocks * blocks, arguments, self.Q)
+        _launch("channel_softmax", channel_softmax_kernel, heads * C, arguments, self.Q)
+        _launch("channel_mixing", channel_mixing_kernel, heads * tiles * blocks, arguments, self.Q)
         return O, A
 
 
@@ -142,8 +142,8 @@ def eca_channel_attention(X: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         "w_c": 0 if rows == 1 else w.stride(0), "w_m": w.stride(1), "C": C, "T": T, "area": Sy * Sx, "WIDTH": Sx,
         "tiles": tiles, "T_PAD": padded(T), "BLOCK": CELLS,
     }  # fmt: skip
-    _launch("channel_means", channel_means_kernel, B * C, arguments, X.device)
-    _launch("channel_gates", channel_gates_kernel, B * C * tiles, arguments, X.device)
+    _launch("channel_means", channel_means_kernel, B * C, arguments, X)
+    _launch("channel_gates", channel_gates_kernel, B * C * tiles, arguments, X)
     return O, gate
 
 

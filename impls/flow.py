@@ -22,7 +22,7 @@ from attnspec.impls.engines.flow_network import (
     flow_stream_kernel,
     flow_sums_kernel,
 )
-from attnspec.impls.engines.launch import Launch
+from attnspec.impls.engines.launch import Launch, without_spills
 from attnspec.impls.engines.softmax_configs import padded
 
 MOST_FEATURES = 256
@@ -30,15 +30,6 @@ BLOCKS = (32, 16, 64)
 """Tokens of a tile; the first is taken by default."""
 SPAN = 1024
 """Tokens whose sums one program takes, on a device."""
-
-
-@dataclass(frozen=True)
-class _Tile:
-    warps: int
-    registers: int = 0
-
-    def options(self) -> dict[str, int]:
-        return {"num_warps": self.warps, "num_stages": 1} | ({"maxnreg": self.registers} if self.registers else {})
 
 
 @dataclass(frozen=True)
@@ -59,10 +50,7 @@ class _Network:
     def launch(self, name: str, kernel: Any, programs: int, arguments: dict[str, Any], warps: int = 0) -> None:
         given = {"BLOCK": self.block} | arguments | {"H": self.Q.shape[1], "RELU": self.relu}
         taken = {entry: given[entry] for entry in kernel.arg_names}
-        target = runtime.target_of(self.Q)
-        # Without a number the assembler spills a few registers for the sake of more resident warps.
-        registers = 255 if target is not None and target[0] == "cuda" else 0
-        tile = _Tile(warps or (8 if self.heavy() else 4), registers)
+        tile = without_spills(warps or (8 if self.heavy() else 4), runtime.target_of(self.Q))
         Launch(name, kernel, programs, taken, tile).run(self.Q.device)
 
     def heavy(self) -> bool:

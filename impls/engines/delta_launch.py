@@ -21,7 +21,7 @@ from attnspec.impls.engines.delta_chunks import (
     delta_system_kernel,
 )
 from attnspec.impls.engines.launch import Launch
-from attnspec.impls.engines.linear_launch import largest_chunk, strides, tile_of, value_block
+from attnspec.impls.engines.linear_launch import largest_chunk, strides, threads_of, value_block
 from attnspec.impls.engines.softmax_configs import padded
 
 CHUNK = 32
@@ -78,7 +78,7 @@ class Rule:
 
 def _launch(r: Rule, name: str, kernel: Any, programs: int, arguments: dict[str, Any]) -> Launch:
     """Constants that a kernel does not have are left out."""
-    tile = tile_of(r.Q, backward=name in ("delta_behind", "delta_gradients"))
+    tile = threads_of(r.Q, backward=name in ("delta_behind", "delta_gradients"))
     return Launch(name, kernel, programs, {key: arguments[key] for key in kernel.arg_names}, tile)
 
 

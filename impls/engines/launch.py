@@ -24,6 +24,26 @@ class Tile(Protocol):
 
 
 @dataclass(frozen=True)
+class Threads:
+    """Compile options of a kernel whose block sizes are not chosen by configuration.
+
+    registers (CUDA): per thread; without it (0) the assembler may spill a few for the sake of more resident warps.
+    """
+
+    warps: int = 4
+    registers: int = 0
+
+    def options(self) -> dict[str, int]:
+        """Compile options in Triton's names."""
+        return {"num_warps": self.warps, "num_stages": 1} | ({"maxnreg": self.registers} if self.registers else {})
+
+
+def without_spills(warps: int, target: runtime.Target | None) -> Threads:
+    """So many warps, each thread with all the registers that CUDA has for it."""
+    return Threads(warps, 255 if target is not None and target[0] == "cuda" else 0)
+
+
+@dataclass(frozen=True)
 class Launch:
     """One kernel launch over `programs` programs on a one-dimensional grid.
 
@@ -39,8 +59,7 @@ class Launch:
 
     def options(self) -> dict[str, int | bool]:
         """Compile options in Triton's names. Fused multiply-add is on, as it was in all versions up to 3.9."""
-        tile = {"num_warps": 4, "num_stages": 1} if self.tile is None else self.tile.options()
-        return tile | {"enable_fp_fusion": True}
+        return (self.tile or Threads()).options() | {"enable_fp_fusion": True}
 
     def run(self, device: torch.device) -> None:
         """Launch on the tensors' device, or record; no programs, no launch.

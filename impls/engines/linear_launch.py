@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attnspec.impls.engines import runtime
-from attnspec.impls.engines.launch import Launch
+from attnspec.impls.engines.launch import Launch, Threads, without_spills
 from attnspec.impls.engines.linear_chunks import (
     linear_dkv_kernel,
     linear_dq_kernel,
@@ -28,23 +28,12 @@ CHUNK = 32
 VECTOR_CHUNK = 16
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Warps per program."""
-
-    warps: int
-
-    def options(self) -> dict[str, int]:
-        """Options in Triton's names."""
-        return {"num_warps": self.warps, "num_stages": 1}
-
-
-def tile_of(Q: Tensor, backward: bool = False) -> Tile:
+def threads_of(Q: Tensor, backward: bool = False) -> Threads:
     """Products of float32 take no tensor cores on CUDA, and want their rows spread over more threads."""
     target = runtime.target_of(Q)
     large = Q.dtype == torch.float32 or (backward and padded(Q.shape[-1]) > 64)
     many = large and target is not None and target[0] == "cuda"
-    return Tile(8 if many else 4)
+    return without_spills(8 if many else 4, target)
 
 
 def largest_chunk(D: int, dtype: torch.dtype, backward: bool) -> int:
@@ -155,7 +144,7 @@ def plan_forward(r: Recurrence, last: bool, outputs: bool = True) -> tuple[Launc
         "S1": S1, **constants,
     }  # fmt: skip
     programs = r.heads() * constants["E_BLOCKS"]
-    return Launch("linear_forward", linear_forward_kernel, programs, arguments, tile_of(r.Q)), O, S1
+    return Launch("linear_forward", linear_forward_kernel, programs, arguments, threads_of(r.Q)), O, S1
 
 
 def plan_backward(
@@ -197,8 +186,8 @@ def plan_backward(
     }  # fmt: skip
     programs = r.heads() * blocks
     launches = [
-        Launch("linear_dq", linear_dq_kernel, programs, dq, tile_of(r.Q, True)),
-        Launch("linear_dkv", linear_dkv_kernel, programs, dkv, tile_of(r.Q, True)),
+        Launch("linear_dq", linear_dq_kernel, programs, dq, threads_of(r.Q, True)),
+        Launch("linear_dkv", linear_dkv_kernel, programs, dkv, threads_of(r.Q, True)),
     ]
     return launches, found
 
@@ -233,7 +222,7 @@ def read_state(Q: Tensor, state: Tensor) -> Tensor:
         "E_BLOCKS": -(-E // block), "C": C,
     }  # fmt: skip
     programs = B * H * arguments["chunks"] * arguments["E_BLOCKS"]
-    Launch("linear_read", linear_read_kernel, programs, arguments, tile_of(Q)).run(Q.device)
+    Launch("linear_read", linear_read_kernel, programs, arguments, threads_of(Q)).run(Q.device)
     return O
 
 

@@ -24,8 +24,8 @@ from attnspec.impls.engines.softmax_configs import TileConfig, interpreted_tile,
 
 MOST_FEATURES = 256
 SHORTEST = 1e-12
-CHUNK = {2: 64, 4: 32}
-"""Features of a product where rows are longer than 128, by bytes per element."""
+CHUNK = 32
+"""Features of a product where rows are longer than 128."""
 ACTIVATIONS = {"exp": IDENTITY, "softplus": SOFTPLUS, "sigmoid": SIGMOID}
 INTERPRETED = [TileConfig(32, 32, 1, 1), TileConfig(16, 64, 1, 1), TileConfig(64, 16, 1, 1)]
 Kind = Literal["forward", "dq", "dkv"]
@@ -66,7 +66,7 @@ class Call:
             "log_eps": math.log(self.eps) if self.eps > 0.0 else -math.inf,
             "D": D, "E": E, "D_PAD": padded(D), "E_PAD": padded(E), "CAUSAL": self.causal, "GROWS": grows,
             "ACTIVATION": ACTIVATIONS[self.activation].value, "MAP": shape.value,
-            "CHUNK": CHUNK[self.Q.dtype.itemsize] if max(padded(D), padded(E)) > 128 else 0,
+            "CHUNK": CHUNK if max(padded(D), padded(E)) > 128 else 0,
         }  # fmt: skip
 
 
@@ -87,7 +87,8 @@ def configs(kind: Kind, call: Call, target: runtime.Target | None) -> list[TileC
         return [TileConfig(64, 32, warps, 2, registers=limit), TileConfig(32, 32, 4, 1, registers=limit)]
     if kind == "dq" and wide <= 64:
         return [TileConfig(32, 32, 4, 1, registers=limit)]
-    return [TileConfig(32, 16 if cuda else 32, 8 if cuda else 4, 1, registers=limit)]
+    narrow = cuda or (kind == "dkv" and wide > 64)
+    return [TileConfig(32, 16 if narrow else 32, 8 if cuda else 4, 1, registers=limit)]
 
 
 def _strides(prefix: str, tensor: Tensor | None, axes: str) -> dict[str, int]:
