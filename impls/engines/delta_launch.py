@@ -20,7 +20,7 @@ from attnspec.impls.engines.delta_chunks import (
     delta_gradients_kernel,
     delta_system_kernel,
 )
-from attnspec.impls.engines.launch import Launch
+from attnspec.impls.engines.launch import Launch, Threads
 from attnspec.impls.engines.linear_launch import largest_chunk, strides, threads_of, value_block
 from attnspec.impls.engines.softmax_configs import padded
 
@@ -78,8 +78,9 @@ class Rule:
 
 def _launch(r: Rule, name: str, kernel: Any, programs: int, arguments: dict[str, Any]) -> Launch:
     """Constants that a kernel does not have are left out."""
-    tile = threads_of(r.Q, backward=name in ("delta_behind", "delta_gradients"))
-    return Launch(name, kernel, programs, {key: arguments[key] for key in kernel.arg_names}, tile)
+    # The assembler's own choice of registers spills less here than all of them.
+    threads = Threads(threads_of(r.Q, backward=name in ("delta_behind", "delta_gradients")).warps)
+    return Launch(name, kernel, programs, {key: arguments[key] for key in kernel.arg_names}, threads)
 
 
 def _system(r: Rule, constants: dict[str, Any]) -> tuple[Launch, Tensor]:
