@@ -108,9 +108,7 @@ def _steps(dt: Tensor, bias: Tensor | None, softplus: bool, low: float, high: fl
     """Steps in float32. Raw values of any size: torch's own softplus is linear above 20, which costs digits there."""
     raw = dt.float() if bias is None else dt.float() + bias.float()[:, None]
     step = torch.logaddexp(raw, torch.zeros_like(raw)) if softplus else raw
-    # At a limit the step is the limit's: it has no gradient.
-    step = torch.where(step <= low, low, step)
-    return step if high is None else torch.where(step >= high, high, step)
+    return step.clamp(min=low, max=high)
 
 
 def typical_calls(dtype: torch.dtype) -> Iterator[tuple[str, str, Callable[[], object]]]:
