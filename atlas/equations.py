@@ -46,13 +46,16 @@ def equations(mechanism: Mechanism) -> Html:
     return el("div", *parts)
 
 
-def forms(mechanism: Mechanism, docs: dict[str, str]) -> list[Child]:
-    """Every other form in which the same function is computed."""
+def forms(mechanism: Mechanism) -> list[Child]:
+    """Every other form in which the same function is computed, with the backward equations that differ."""
     found: list[Child] = []
     for name, program in mechanism.forms.items():
-        found += [el("h3", el("code", name)), el("p", prose(docs.get(name, "")))]
+        found += [el("h3", el("code", name)), el("p", prose(mechanism.form_docs[name]))]
         found.append(fold("Typeset", _typeset(f"Equations of the form {name}", to_mathml(program))))
         found.append(fold("As text", _text(f"Text of the form {name}", program.text)))
+        if name in mechanism.form_gradient_texts:
+            what = f"Backward equations of the form {name} that differ"
+            found.append(fold("Backward, as text", _text(what, mechanism.form_gradient_texts[name])))
     return found
 
 

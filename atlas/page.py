@@ -31,7 +31,7 @@ def page(mechanism: Mechanism, others: Iterable[Mechanism]) -> Html:
         ("Symbols", _symbols(mechanism, raw)),
         ("Options", [_options(mechanism)] if mechanism.options else []),
         ("Outputs", [_outputs(mechanism)]),
-        ("Forms", forms(mechanism, {form["name"]: form.get("doc", "") for form in raw.get("form", [])})),
+        ("Forms", forms(mechanism)),
         ("Invariants", [laws.invariants(mechanism)] if mechanism.invariants else []),
         ("Identities", [laws.identities(mechanism)] if mechanism.identities else []),
         ("Special cases elsewhere", [_pointing(pointing)] if pointing else []),

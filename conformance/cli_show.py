@@ -42,7 +42,7 @@ def _entry(mechanism: Mechanism) -> dict[str, Any]:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Print one mechanism's equations."""
+    """Print one mechanism's equations, with its other forms and its rounding models."""
     mechanism = load(arguments.name)
     if arguments.format == "json":
         from attnspec.spec.language import to_json
@@ -50,6 +50,8 @@ def show(arguments: argparse.Namespace) -> int:
         tree: dict[str, Any] = {"name": mechanism.name, "program": to_json(mechanism.program)}
         if mechanism.gradient is not None:
             tree["gradient"] = to_json(mechanism.gradient)
+        tree["forms"] = {name: to_json(program) for name, program in mechanism.forms.items()}
+        tree["form_gradients"] = {name: to_json(program) for name, program in mechanism.form_gradients.items()}
         print(json.dumps(tree, indent=1))
     elif arguments.format == "latex":
         print(_latex(mechanism))
@@ -84,6 +86,8 @@ def _latex(mechanism: Mechanism) -> str:
     lines.append(latex_block(mechanism.program))
     if mechanism.gradient is not None:
         lines += ["", "% backward", latex_block(mechanism.gradient, mechanism.program.definitions)]
+    for name, program in mechanism.forms.items():
+        lines += ["", f"% the form {name}", latex_block(program)]
     return "\n".join(lines)
 
 
@@ -109,7 +113,19 @@ def _text(mechanism: Mechanism) -> str:
         lines.append(_item(f"{name}[{shape}]", output.doc))
     lines += ["", "Equations", *_indented(mechanism.program.text)]
     if mechanism.gradient is not None:
-        lines += ["", "Backward", *_indented(mechanism.gradient.text)]
+        forward = mechanism.program.text.rstrip("\n") + "\n"
+        lines += ["", "Backward", *_indented(mechanism.gradient.text.removeprefix(forward))]
+    for name, program in mechanism.forms.items():
+        lines += ["", f"Form {name}: {mechanism.form_docs[name]}", *_indented(program.text)]
+        if name in mechanism.form_gradient_texts:
+            lines += ["", f"Backward of the form {name}, where it differs"]
+            lines += _indented(mechanism.form_gradient_texts[name])
+    lines += ["", "Rounding models"]
+    for name, model in mechanism.roundings.items():
+        stored = sorted(model.stored | model.gradient_stored)
+        default = " (default)" if name == mechanism.default_rounding else ""
+        rounded = f"may round {', '.join(stored)}" if stored else "rounds results alone"
+        lines.append(_item(name + default, f"{rounded}; {model.doc}"))
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from attnspec.conformance.report.files import write
-from attnspec.impls.aot import SHARED_LIMIT, TARGETS, Usage, judge_launch, one_line, parse_target, signature
+from attnspec.impls.aot import FEW_SPILLS, SHARED_LIMIT, TARGETS, Usage, judge_launch, one_line, parse_target, signature
 from attnspec.impls.aot_calls import Call, calls, launches
 from attnspec.impls.engines.launch import Launch
 
@@ -178,8 +178,10 @@ def page(found: Iterable[Kept]) -> str:
         "",
         "Written by `python -m attnspec.impls.aot --record`; do not edit. Softmax attention has [a page of its own]"
         "(aot.md).",
-        "No GPU is needed and none was used: these are facts about the binaries, not timings. A spill to memory, or",
-        "more shared memory than the target has, fails. One line per binary: `perf/results/aot.MECHANISM.json`.",
+        "No GPU is needed and none was used: these are facts about the binaries, not timings. More than "
+        f"{FEW_SPILLS} instructions",
+        "that spill to memory, or more shared memory than the target has, fails. One line per binary:",
+        "`perf/results/aot.MECHANISM.json`.",
         "",
         f"Triton {', '.join(sorted({kept.triton for kept in every}))}. {len(binaries)} binaries of "
         f"{len({b.call for b in binaries})} typical calls of {len(every)} mechanisms, {len(bad)} failed. Shared memory",

@@ -25,6 +25,13 @@ def unreturned(mechanism: Mechanism, law: Law, implementation: Implementation) -
     return lacking
 
 
+def asks(mechanism: Mechanism, law: Law) -> bool:
+    """Whether the law speaks of outputs or gradients of a call, and not of definitions alone."""
+    second = load(law.mechanism) if law.mechanism else mechanism
+    spoken = [*mechanism.outputs, *(f"{name}_" for name in second.outputs)]
+    return bool(law.cotangents) or any(law.speaks_of(name) for name in spoken)
+
+
 def violation(trial: Trial, implementation: Implementation) -> Violation | None:
     """The first place where the law does not hold for this implementation, or None.
 

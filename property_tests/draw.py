@@ -157,7 +157,9 @@ def real_values(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> 
     if kind == "identity":
         return np.broadcast_to(np.eye(shape[-2], shape[-1]), shape).copy()
     if kind == "orthogonal":
-        return np.linalg.qr(rng.normal(size=shape))[0]
+        # The determinant of a product of reflections is fixed by their number: signs of columns make it either.
+        columns = np.linalg.qr(rng.normal(size=shape))[0]
+        return columns * rng.choice([-1.0, 1.0], size=(*columns.shape[:-2], 1, columns.shape[-1]))
     raise SpecError(f"no such kind of values: {kind!r}")
 
 

@@ -54,6 +54,8 @@ class Mechanism:
     gradient_of: Mapping[str, str]
     forms: Mapping[str, Program]
     form_gradients: Mapping[str, Program]
+    form_docs: Mapping[str, str]
+    form_gradient_texts: Mapping[str, str]
     roundings: Mapping[str, Rounding]
     default_rounding: str
     constraints: tuple[Constraint, ...]

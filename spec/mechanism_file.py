@@ -139,6 +139,8 @@ def parts(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "gradient_of": gradient_of,
         "forms": forms,
         "form_gradients": form_gradients,
+        "form_docs": {form["name"]: form.get("doc", "") for form in raw.get("form", [])},
+        "form_gradient_texts": {form["name"]: form["gradient"] for form in raw.get("form", []) if "gradient" in form},
         "roundings": roundings,
         "default_rounding": default,
         "constraints": tuple(Constraint(expression(c["rule"]), c["message"]) for c in raw.get("constraint", [])),

@@ -102,6 +102,8 @@ def test_list_as_json_names_inputs_options_and_outputs(capsys: pytest.CaptureFix
     [
         ("text", "O[h,i,e] = sum[j : keep[h,i,j]]"),
         ("text", "scale = D ** -0.5"),
+        ("text", "\nBackward\n  dP"),
+        ("text", "\n  fused (default)              may round "),
         ("latex", "\\sum"),
         ("json", '"program"'),
     ],
@@ -119,6 +121,27 @@ def test_show_as_json_gives_trees_that_read_back(capsys: pytest.CaptureFixture[s
     shown = json.loads(capsys.readouterr().out)
     assert to_json(from_json(shown["program"])) == shown["program"] == to_json(load("softmax_attention").program)
     assert "gradient" in shown
+
+
+def test_show_has_the_forms_and_the_gradients_that_they_state(capsys: pytest.CaptureFixture[str]) -> None:
+    from attnspec.spec import load
+    from attnspec.spec.language import from_json, latex_block, to_json
+
+    mechanism = load("gated_delta_rule")
+    cli.main(["show", "gated_delta_rule"])
+    shown = capsys.readouterr().out
+    for name, program in mechanism.forms.items():
+        assert f"Form {name}: {mechanism.form_docs[name]}\n  {program.text.strip().splitlines()[0]}" in shown
+        assert f"Backward of the form {name}, where it differs" in shown
+    cli.main(["show", "gated_delta_rule", "--format", "latex"])
+    shown = capsys.readouterr().out
+    assert all(latex_block(program) in shown for program in mechanism.forms.values())
+    cli.main(["show", "gated_delta_rule", "--format", "json"])
+    trees = json.loads(capsys.readouterr().out)
+    for part, programs in (("forms", mechanism.forms), ("form_gradients", mechanism.form_gradients)):
+        assert {name: to_json(from_json(tree)) for name, tree in trees[part].items()} == {
+            name: to_json(program) for name, program in programs.items()
+        }
 
 
 # -- check ------------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def tile_of(p: Problem, target: Target | None) -> TileConfig:
     if target[0] == "hip" and head > 64:
         return TileConfig(16, 16 if head > 128 else 32, 4, 1)
     limit = 255 if target[0] == "cuda" else 0
-    return TileConfig(rows, 32 if narrow or head <= 128 else 16, 4 if head <= 64 else 8, 1, registers=limit)
+    return TileConfig(rows, 32 if narrow or head <= 64 else 16, 4 if head <= 64 else 8, 1, registers=limit)
 
 
 def _sizes(p: Problem) -> dict[str, Any]:

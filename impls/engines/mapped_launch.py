@@ -83,7 +83,7 @@ def configs(kind: Kind, call: Call, target: runtime.Target | None) -> list[TileC
         block = (32, 16) if cuda or kind == "dkv" else (32, 32)
         return [TileConfig(*block, 8 if cuda else 4, 1, registers=limit)]
     if kind == "forward":
-        warps = 8 if cuda and wide > 64 else 4
+        warps = 8 if cuda and (wide > 64 or target[1] == 80) else 4
         return [TileConfig(64, 32, warps, 2, registers=limit), TileConfig(32, 32, 4, 1, registers=limit)]
     if kind == "dq" and wide <= 64:
         return [TileConfig(32, 32, 4, 1, registers=limit)]
