@@ -20,7 +20,7 @@ others() {
     softmax_attention) echo torch-sdpa-flash torch-sdpa-efficient torch-sdpa-cudnn torch-sdpa torch-flex-compiled ;;
     gla) echo fla-gla ;;
     gated_delta_rule) echo fla-gated-delta-rule-chunk fla-gated-delta-rule ;;
-    lightning_attention) echo fla-lightning-attention ;;
+    lightning_attention) echo fla-lightning-attention-chunk fla-lightning-attention ;;
     fused_neighborhood_attention) echo flex-neighborhood ;;
     music_relative_attention) echo flex-music-relative ;;
   esac
