@@ -36,9 +36,9 @@ CELLS = 1024
 """Cells of a plane that one program takes."""
 
 
-def _launch(name: str, kernel: Any, programs: int, arguments: dict[str, Any], near: Tensor) -> None:
+def _launch(name: str, kernel: Any, programs: int, arguments: dict[str, Any], near: Tensor, warps: int = 4) -> None:
     taken = {entry: arguments[entry] for entry in kernel.arg_names}
-    Launch(name, kernel, programs, taken, without_spills(4, runtime.target_of(near))).run(near.device)
+    Launch(name, kernel, programs, taken, without_spills(warps, runtime.target_of(near))).run(near.device)
 
 
 def _strides(prefix: str, tensor: Tensor, axes: str) -> dict[str, int]:
@@ -71,10 +71,11 @@ class _Groups:
             **_strides("o", O, "bgic"), "G": G, "N": N, "C": C, "spans": spans, "steps": steps, "blocks": blocks,
             "tiles": tiles, "scale": self.scale, "BLOCK": self.block, "BLOCK_C": wide, "C_PAD": padded(C),
         }  # fmt: skip
-        heads = B * G
-        _launch("channel_products", channel_products_kernel, heads * spans * blocks * blocks, arguments, self.Q)
-        _launch("channel_softmax", channel_softmax_kernel, heads * C, arguments, self.Q)
-        _launch("channel_mixing", channel_mixing_kernel, heads * tiles * blocks, arguments, self.Q)
+        # Products of float32 take no tensor cores on CUDA, and want their rows spread over more threads.
+        heads, warps = B * G, 8 if self.Q.element_size() == 4 and padded(C) > 64 else 4
+        _launch("channel_products", channel_products_kernel, heads * spans * blocks * blocks, arguments, self.Q, warps)
+        _launch("channel_softmax", channel_softmax_kernel, heads * C, arguments, self.Q, warps)
+        _launch("channel_mixing", channel_mixing_kernel, heads * tiles * blocks, arguments, self.Q, warps)
         return O, A
 
 

@@ -163,8 +163,8 @@ def real_values(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> 
     raise SpecError(f"no such kind of values: {kind!r}")
 
 
-def draw_extra(mechanism: Mechanism, law: Law, extra: Draw, sizes: Mapping[str, int], rng: np.random.Generator) -> Any:
-    """A law's own quantity: reals, a permutation, or one integer below a size."""
+def shape_of(mechanism: Mechanism, law: Law, extra: Draw, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a law's own quantity, whose axes are indices of the mechanism or of the law."""
 
     def length(axis: str) -> int:
         if axis in law.indices:
@@ -173,8 +173,13 @@ def draw_extra(mechanism: Mechanism, law: Law, extra: Draw, sizes: Mapping[str, 
             return int(value)
         return size_of(mechanism, axis, sizes)
 
-    batch = tuple(size_of(mechanism, index, sizes) for index in mechanism.batch) if extra.batch else ()
-    shape = (*batch, *(length(axis) for axis in extra.axes))
+    batch = mechanism.batch if extra.batch else ()
+    return tuple(length(axis) for axis in (*batch, *extra.axes))
+
+
+def draw_extra(mechanism: Mechanism, law: Law, extra: Draw, sizes: Mapping[str, int], rng: np.random.Generator) -> Any:
+    """A law's own quantity: reals, a permutation, or one integer below a size."""
+    shape = shape_of(mechanism, law, extra, sizes)
     if extra.values == "permutation":
         return rng.permutation(shape[0])
     if extra.values.startswith("integer:"):

@@ -12,7 +12,7 @@ import numpy as np
 import sympy
 
 from attnspec.conformance.shapes import derived
-from attnspec.property_tests.draw import size_of
+from attnspec.property_tests.draw import shape_of, size_of
 from attnspec.spec.language.prove import Counterexample, prove_equal
 from attnspec.spec.language.symbolic import sympy_evaluate
 from attnspec.spec.laws import Draw, Law, Trial
@@ -82,9 +82,7 @@ def _symbols(name: str, shape: tuple[int, ...], kind: str, values: str) -> Any:
 def _extra(mechanism: Mechanism, law: Law, draw: Draw, sizes: dict[str, int]) -> Any:
     if draw.values.startswith("integer:"):
         return np.asarray(1)
-    lengths = [size_of(mechanism, axis, sizes) for axis in draw.axes]
-    if draw.batch:
-        lengths = [size_of(mechanism, index, sizes) for index in mechanism.batch] + lengths
+    shape = shape_of(mechanism, law, draw, sizes)
     if draw.values == "permutation":
-        return np.arange(lengths[0])[::-1].copy()
-    return _symbols(draw.name, tuple(lengths), "real", draw.values)
+        return np.arange(shape[0])[::-1].copy()
+    return _symbols(draw.name, shape, "real", draw.values)
