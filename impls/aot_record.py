@@ -37,6 +37,12 @@ RESULTS = ROOT / "perf" / "results"
 PAGE = ROOT / "docs" / "aot_mechanisms.md"
 TENSOR_CORES = ("HGMMA", "UTCHMMA", "HMMA", "v_mfma")
 COPIES = ("LDGSTS", "UTMALDG")
+KNOWN = {
+    f"cuda:80 gla/linear_dkv-D128-{dtype}": "the decays between the tokens of a chunk, 16 x 16 x 128 numbers, take "
+    "half of the registers of eight warps; four warps spill four times as much, sixteen six times"
+    for dtype in ("bf16", "fp16")
+}
+"""Binaries that do not fit, and why they stay: `--check` lets them pass while they do not fit, and no longer."""
 USED = frozenset(entry.name for entry in fields(Usage))
 
 
@@ -163,8 +169,10 @@ def lacking(call: Call, target: str, kept: Kept | None) -> list[str]:
             out.append(f"{target} {variant}: not recorded")
         elif there[variant].inputs != inputs:
             out.append(f"{target} {variant}: changed since it was recorded")
-        elif there[variant].problem:
+        elif there[variant].problem and f"{target} {variant}" not in KNOWN:
             out.append(f"{target} {variant}: {there[variant].problem}")
+        elif f"{target} {variant}" in KNOWN and not there[variant].problem:
+            out.append(f"{target} {variant}: fits; it is no known exception any more")
     return out
 
 
@@ -211,7 +219,9 @@ def page(found: Iterable[Kept]) -> str:
             )
     if bad:
         lines += ["", "## What does not fit", ""]
-        lines += [f"- {b.target} {b.variant}: {b.problem}" for b in bad]
+        for binary in bad:
+            why = KNOWN.get(f"{binary.target} {binary.variant}")
+            lines.append(f"- {binary.target} {binary.variant}: {binary.problem}{f' ({why})' if why else ''}")
     return "\n".join(lines) + "\n"
 
 

@@ -47,8 +47,8 @@ def configs(head: int, itemsize: int, target: runtime.Target | None) -> list[Rel
     if target is None:
         return INTERPRETED
     size = padded(head)
-    if target[0] == "hip":
-        return [RelativeTile(16, 4 if size <= 64 else 8)]
+    if target[0] == "hip":  # with more than four warps a thread has half as many registers
+        return [RelativeTile(16, 4)]
     if itemsize == 4:
         return [RelativeTile(16, 8, 1, 255)]
     return [RelativeTile(32, 4 if size <= 64 else 8, 1, 255)] if size <= 128 else [RelativeTile(16, 8, 1, 255)]
@@ -127,7 +127,8 @@ def _twice(name: str, kernel: Any, size: int, p: Relative, tile: RelativeTile, g
     heads = p.sizes[0] * p.sizes[1]
     flag_tiles = -(-size // tile.block)
     flags = torch.empty(flag_tiles * heads, dtype=torch.int32, device=p.Q.device) if p.rows_differ() else None
-    smallest = tile if runtime.target_of(p.Q) is None else RelativeTile(16, 8, 1, tile.registers)
+    target = runtime.target_of(p.Q)
+    smallest = tile if target is None else RelativeTile(16, 8 if target[0] == "cuda" else 4, 1, tile.registers)
     out = []
     for repair, own in ((False, tile), (True, smallest))[: 1 if flags is None else 2]:
         tiles = -(-size // own.block)
