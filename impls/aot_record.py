@@ -19,6 +19,7 @@ import json
 import sys
 import textwrap
 import tokenize
+import tomllib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -37,41 +38,14 @@ RESULTS = ROOT / "perf" / "results"
 PAGE = ROOT / "docs" / "aot_mechanisms.md"
 TENSOR_CORES = ("HGMMA", "UTCHMMA", "HMMA", "v_mfma")
 COPIES = ("LDGSTS", "UTMALDG")
-_FEW = "float32 products without tensor cores: few, and not cured yet"
-_PAIRS = (
-    "the decays between the tokens of a chunk, 16 x 16 x 128 numbers, take half of the registers of eight warps; four "
-    "warps spill four times as much, sixteen six times"
-)
-_HOPPER = ("cuda:90", "cuda:100")
-KNOWN: dict[str, tuple[int, str]] = {
-    f"{target} {variant}": (most, why)
-    for targets, most, why, variants in (
-        (("cuda:80",), 39, _PAIRS, ("gla/linear_dkv-D128-bf16", "gla/linear_dkv-D128-fp16")),
-        (("cuda:80",), 2, _FEW, (
-            "gla/linear_forward-D128 one decay, state-fp32", "gla/linear_dkv-D128 one decay, state-fp32",
-            "lightning_attention/linear_forward-D128 state-fp32", "lightning_attention/linear_dkv-D128 state-fp32",
-        )),
-        (("cuda:100",), 3, _FEW, ("biformer_bra/region_attention-lepe-64-fp32",)),
-        (_HOPPER, 2, _FEW, (
-            "lasp2/linear_forward#2-D128 causal-fp32", "gated_delta_rule/delta_behind-D128-fp32",
-        )),
-        (_HOPPER, 3, _FEW, (
-            "agent_attention/dkv_repair-local-64-fp32", "agent_attention/dq_repair#2-local-64-fp32",
-            "agent_attention/dkv_repair#2-local-64-fp32",
-        )),
-        (_HOPPER, 4, _FEW, (
-            "gated_delta_rule/delta_forward-D128-fp32", "gated_delta_rule/delta_forward-D128 state-fp32",
-            "mamba2_ssd/linear_dkv-N128 P64-fp32", "mamba2_ssd/linear_dkv-N128 P64 gate-fp32",
-            "mamba2_ssd/linear_dkv-N128 P128-fp32", "mamba2_ssd/linear_dkv-N128 P128 gate-fp32",
-        )),
-        (_HOPPER, 8, _FEW, ("agent_attention/dbias-local-64-fp32",)),
-    )
-    for target in targets
-    for variant in variants
-}  # fmt: skip
-"""Binaries that do not fit: at most so many spills, and why they stay. `--check` lets them pass while they are so, and
-no longer once they fit."""
+KNOWN_FILE = RESULTS / "aot_known.toml"
 USED = frozenset(entry.name for entry in fields(Usage))
+
+
+def known() -> dict[str, tuple[int, str]]:
+    """Binaries that do not fit, by "target variant": at most so many spills, and why they stay."""
+    entries = tomllib.loads(KNOWN_FILE.read_text(encoding="utf-8"))["spill"]
+    return {f"{t} {entry['variant']}": (entry["most"], entry["reason"]) for entry in entries for t in entry["targets"]}
 
 
 @dataclass
@@ -187,19 +161,26 @@ def compiled(call: Call, target: str, known: dict[str, Binary]) -> list[Binary]:
     return out
 
 
+def _only_spills(binary: Binary, most: int) -> bool:
+    """Whether all that is wrong with a binary are at most so many spills."""
+    return 0 < binary.spills <= most and "; " not in binary.problem and binary.problem.startswith(f"{binary.spills} ")
+
+
 def lacking(call: Call, target: str, kept: Kept | None) -> list[str]:
     """What keeps the records of a call from being complete and fitting, a line each."""
     now = [(variant, digest(launch, target)) for variant, launch in launches(call, parse_target(target))]
     there = {b.variant: b for b in kept.of(call, target)} if kept else {}
     out = [f"{target} {name}: recorded, but launched no more" for name in there.keys() - {name for name, _ in now}]
+    excused = known()
     for variant, inputs in now:
+        most, _ = excused.get(f"{target} {variant}", (None, ""))
         if variant not in there:
             out.append(f"{target} {variant}: not recorded")
         elif there[variant].inputs != inputs:
             out.append(f"{target} {variant}: changed since it was recorded")
-        elif there[variant].problem and there[variant].spills > KNOWN.get(f"{target} {variant}", (-1, ""))[0]:
+        elif there[variant].problem and (most is None or not _only_spills(there[variant], most)):
             out.append(f"{target} {variant}: {there[variant].problem}")
-        elif not there[variant].problem and f"{target} {variant}" in KNOWN:
+        elif not there[variant].problem and most is not None:
             out.append(f"{target} {variant}: fits; it is no known exception any more")
     return out
 
@@ -247,8 +228,9 @@ def page(found: Iterable[Kept]) -> str:
             )
     if bad:
         lines += ["", "## What does not fit", ""]
+        excused = known()
         for binary in bad:
-            why = KNOWN.get(f"{binary.target} {binary.variant}", (0, "not known before"))[1]
+            why = excused.get(f"{binary.target} {binary.variant}", (0, "not known before"))[1]
             lines.append(f"- {binary.target} {binary.variant}: {binary.problem} ({why})")
     return "\n".join(lines) + "\n"
 
